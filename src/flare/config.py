@@ -1,0 +1,90 @@
+"""Every limit and timeout, its default, and what it defends. Times are seconds, sizes bytes, 0 means no limit where said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long one step with a peer may take."""
+
+    dial: float = 15.0  # one address, from SYN to a secured and multiplexed connection
+    handshake: float = 10.0  # an inbound connection, from accept to multiplexed: defends against half-open floods
+    negotiate: float = 10.0  # multistream-select on a stream
+    identify: float = 10.0  # identify, either role
+    ping: float = 10.0  # one pong
+    relay_message: float = 10.0  # one HOP or STOP message
+    dcutr_message: float = 10.0  # one DCUtR message
+    punch: float = 5.0  # one hole-punch attempt, after its SYNC
+    close: float = 5.0  # a graceful close before it becomes a reset
+
+
+@dataclass(frozen=True, slots=True)
+class MuxLimits:
+    """What one multiplexed connection may cost (yamux)."""
+
+    initial_window: int = 256 * KIB  # fixed by yamux
+    max_window: int = 16 * MIB  # a stream's window doubles up to here while the peer keeps it full
+    max_receive: int = 64 * MIB  # all windows of one connection together: defends memory
+    max_streams: int = 1024  # inbound streams at once
+    backlog: int = 256  # inbound streams opened and not yet negotiated, and our own not yet acknowledged
+    send_high_water: int = 1 * MIB  # a link with this much unsent takes no more
+    keepalive: float = 30.0  # yamux ping on an idle connection; 0: none
+    keepalive_timeout: float = 10.0  # unanswered: the connection is dead
+
+
+@dataclass(frozen=True, slots=True)
+class RelayLimits:
+    """What a relay gives (circuit-v2.md, "Reservation"); the defaults are go-libp2p's."""
+
+    reservation_ttl: float = 3600.0  # how long a reservation lasts unless refreshed
+    max_reservations: int = 128
+    max_reservations_per_ip: int = 8
+    max_reservations_per_peer: int = 1  # a second RESERVE refreshes the first
+    max_circuits: int = 1024  # in all, at once; 0: no limit
+    max_circuits_per_peer: int = 16  # where the peer is either end
+    circuit_bytes: int = 128 * KIB  # in each direction; 0: no limit
+    circuit_duration: float = 120.0  # 0: no limit
+
+    @classmethod
+    def unlimited(cls) -> RelayLimits:
+        """No limit on what circuits carry, and room for many: for a relay among friends."""
+        return cls(
+            max_reservations=1 << 20,
+            max_reservations_per_ip=1 << 20,
+            max_circuits=0,
+            max_circuits_per_peer=1 << 20,
+            circuit_bytes=0,
+            circuit_duration=0.0,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class HostLimits:
+    """What strangers may cost a host as a whole."""
+
+    max_connections: int = 100_000
+    max_handshakes: int = 512  # inbound, at once: defends CPU and memory against half-open floods
+    max_handshakes_per_ip: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class PunchConfig:
+    """Hole punching (DCUtR.md)."""
+
+    attempts: int = 3
+    grace: float = 5.0  # the relayed connection lives this long after the direct one is up
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All of it, handed to a Host."""
+
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    mux: MuxLimits = field(default_factory=MuxLimits)
+    host: HostLimits = field(default_factory=HostLimits)
+    punch: PunchConfig = field(default_factory=PunchConfig)

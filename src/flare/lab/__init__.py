@@ -1,0 +1,1 @@
+"""A small internet on one machine: NAT routers in network namespaces, delay and loss in user space."""

@@ -1,0 +1,1 @@
+"""Judgement: observed addresses, relays held, how to punch."""

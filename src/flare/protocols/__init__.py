@@ -1,0 +1,1 @@
+"""Exchanges between peers: one role of one exchange per file, straight-line async over a Stream."""

@@ -1,0 +1,1 @@
+"""Direct Connection Upgrade through Relay (https://github.com/libp2p/specs/blob/master/relay/DCUtR.md)."""

@@ -1,0 +1,1 @@
+"""What travels: addresses, identities, envelopes and messages. No I/O."""
