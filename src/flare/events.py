@@ -1,0 +1,173 @@
+"""What happened, as facts in the past tense: what `host.events()` yields and the command prints.
+
+Times are seconds; addresses and peers are `flare.wire` values. `as_json` gives the form that `--json` prints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .transport.connection import Connection
+    from .wire.messages import Limit
+    from .wire.multiaddr import Multiaddr
+    from .wire.peer_id import PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """The host accepts connections on these addresses."""
+
+    peer: PeerId
+    addrs: tuple[Multiaddr, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AddressesChanged:
+    """The addresses that the host tells others are now these."""
+
+    addrs: tuple[Multiaddr, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionOpened:
+    """A connection is secured and multiplexed. `path` is "direct/tcp" or "relayed"."""
+
+    peer: PeerId
+    addr: Multiaddr
+    path: str
+    inbound: bool
+    connection: Connection
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLost:
+    """A connection ended; `reason` is a sentence, empty for an ordinary close."""
+
+    peer: PeerId
+    addr: Multiaddr
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerIdentified:
+    """Identify told what the peer runs and speaks."""
+
+    peer: PeerId
+    agent: str
+    protocols: tuple[str, ...]
+    observed: Multiaddr | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationAccepted:
+    """A relay holds a place for us until `expires` (Unix seconds on the relay's clock)."""
+
+    relay: PeerId
+    expires: int
+    addrs: tuple[Multiaddr, ...]
+    limit: Limit | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationLost:
+    """The reservation is gone; the next attempt is made in `retry_in` seconds."""
+
+    relay: PeerId | None
+    reason: str
+    retry_in: float
+
+
+@dataclass(frozen=True, slots=True)
+class PunchStarted:
+    """The two peers begin to open a direct connection. `role` is "initiator" or "responder" of DCUtR."""
+
+    peer: PeerId
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class PunchSucceeded:
+    """There is a direct connection, after so many attempts (0: a plain dial did) and seconds."""
+
+    peer: PeerId
+    path: str
+    attempts: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PunchGaveUp:
+    """There will be no direct connection for now; `reason` is a sentence."""
+
+    peer: PeerId
+    reason: str
+    attempts: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitOpened:
+    """This relay joined two peers."""
+
+    source: PeerId
+    target: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitClosed:
+    """A circuit of this relay ended; bytes are what each side sent."""
+
+    source: PeerId
+    target: PeerId
+    reason: str
+    source_bytes: int
+    target_bytes: int
+
+
+Event = (
+    Listening
+    | AddressesChanged
+    | ConnectionOpened
+    | ConnectionLost
+    | PeerIdentified
+    | ReservationAccepted
+    | ReservationLost
+    | PunchStarted
+    | PunchSucceeded
+    | PunchGaveUp
+    | CircuitOpened
+    | CircuitClosed
+)
+
+
+def event_name(event: Event) -> str:
+    """`PunchSucceeded` -> "punch-succeeded"."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", type(event).__name__).lower()
+
+
+def as_json(event: Event) -> Mapping[str, Any]:
+    """The event as one flat JSON object: its name, then its fields; connections are left out."""
+    out: dict[str, Any] = {"event": event_name(event)}
+    for field in dataclasses.fields(event):
+        if field.name != "connection":
+            out[field.name] = _plain(getattr(event, field.name))
+    return out
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return str(value)
