@@ -21,6 +21,7 @@ class Timeouts:
     dcutr_message: float = 10.0  # one DCUtR message
     punch: float = 5.0  # one hole-punch attempt, after its SYNC
     close: float = 5.0  # a graceful close before it becomes a reset
+    linger: float = 120.0  # a stream closed here whose peer has not closed its side, before it is reset
 
 
 @dataclass(frozen=True, slots=True)
