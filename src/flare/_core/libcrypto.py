@@ -1,0 +1,81 @@
+"""Where the interpreter's own libcrypto keeps its EVP functions: addresses for C code, nothing linked or bundled.
+
+The look-up asks the dynamic linker for symbols in the file of the `_ssl` module and in what that file depends
+on, so it finds the very libcrypto that `ssl` uses even when another copy is loaded. A static build of `_ssl`
+that exports its OpenSSL is found the same way; one built into the interpreter is looked for in the program.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any, NamedTuple
+
+REQUIRED = (
+    "EVP_CIPHER_CTX_new",
+    "EVP_CIPHER_CTX_free",
+    "EVP_CIPHER_CTX_ctrl",
+    "EVP_CipherInit_ex",
+    "EVP_CipherUpdate",
+    "EVP_CipherFinal_ex",
+    "EVP_chacha20_poly1305",
+    "EVP_aes_128_gcm",
+    "EVP_aes_256_gcm",
+    "OpenSSL_version",
+)
+OPTIONAL = ("EVP_CIPHER_fetch",)  # OpenSSL 3: an algorithm looked up once instead of at every new context
+
+
+class Libcrypto(NamedTuple):
+    """A libcrypto: its version, as `ssl` tells it, and each symbol's address (0: optional, missing)."""
+
+    version: str
+    symbols: dict[str, int]
+
+
+def find() -> Libcrypto | None:
+    """The libcrypto that `ssl` uses, or None where its symbols can't be reached."""
+    # cffi's backend itself: the cffi package would import a C parser (60 ms) for one declaration
+    backend: Any = import_module("_cffi_backend")
+    for library in _libraries(backend):
+        symbols = _symbols(backend, library)
+        if symbols is not None and _version(backend, symbols["OpenSSL_version"]) == ssl.OPENSSL_VERSION:
+            _kept.append(library)
+            return Libcrypto(ssl.OPENSSL_VERSION, symbols)
+    return None
+
+
+_kept: list[Any] = []  # closing a library would let it be unmapped
+
+
+def _libraries(backend: Any) -> Iterator[Any]:
+    path: str | None = getattr(import_module("_ssl"), "__file__", None)
+    for candidate in (path, None) if path else (None,):
+        try:
+            yield backend.load_library(candidate, os.RTLD_NOW | os.RTLD_NOLOAD if candidate else os.RTLD_NOW)
+        except OSError:
+            continue
+
+
+def _symbols(backend: Any, library: Any) -> dict[str, int] | None:
+    function = backend.new_function_type((), backend.new_void_type())
+    integer = backend.new_primitive_type("uintptr_t")
+    found: dict[str, int] = {}
+    for name in REQUIRED + OPTIONAL:
+        try:
+            found[name] = int(backend.cast(integer, library.load_function(function, name)))
+        except AttributeError:
+            if name in REQUIRED:
+                return None
+            found[name] = 0
+    return found
+
+
+def _version(backend: Any, address: int) -> str:
+    text = backend.new_pointer_type(backend.new_primitive_type("char"))
+    number = backend.new_primitive_type("int")
+    version = backend.cast(backend.new_function_type((number,), text), address)
+    told: bytes = backend.string(version(0))
+    return told.decode("ascii", "replace")
