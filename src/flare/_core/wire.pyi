@@ -1,10 +1,16 @@
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 def encode_uvarint(n: int) -> bytes: ...
 def decode_uvarint(data: bytes | bytearray | memoryview, offset: int = 0) -> tuple[int, int]: ...
 def frame(payload: bytes | bytearray | memoryview) -> bytes: ...
+def split_components(
+    data: bytes | bytearray | memoryview,
+    protocols: Mapping[int, tuple[T, int, bool, Callable[[bytes], object]]],
+) -> tuple[tuple[T, bytes], ...]: ...
 
 class Kind(IntEnum):
     UINT64 = 0

@@ -1,8 +1,9 @@
 """Varints, length-delimited frames and protobuf messages, all read through one cursor.
 
-A Schema says which fields a message has. Decoding follows protobuf: unknown fields and fields of another wire type are
-skipped, the last scalar wins, embedded messages merge, repeated numbers may be packed. Groups are refused. Values are
-collected in one list a message and become an object at the end, when nothing can merge into them any more.
+A Schema says which fields a message has. Decoding follows protobuf: unknown fields and fields of another wire
+type are skipped, the last scalar wins, embedded messages merge, repeated numbers may be packed. Groups are
+refused. Values are collected in one list a message and become an object at the end, when nothing can merge
+into them any more.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -14,7 +15,8 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove
 
 from flare._core.cursor cimport (
-    CURSOR_LONG, CURSOR_OK, CURSOR_SHORT, cursor, cursor_take, cursor_uvarint, cursor_varint, varint_size, varint_write
+    CURSOR_LONG, CURSOR_OK, CURSOR_SHORT, cursor, cursor_take, cursor_uvarint, cursor_varint, varint_size,
+    varint_write
 )
 
 from flare.errors import DecodeError, UsageError
@@ -49,8 +51,8 @@ def encode_uvarint(n: int) -> bytes:
 
 
 def decode_uvarint(data, Py_ssize_t offset=0) -> tuple[int, int]:
-    """(value, offset after it) of the multiformats varint at `offset`. Raises DecodeError when it is truncated, over 9
-    bytes or not minimal."""
+    """(value, offset after it) of the multiformats varint at `offset`. Raises DecodeError when it is
+    truncated, over 9 bytes or not minimal."""
     cdef Py_buffer view
     cdef cursor c
     cdef uint64_t value = 0
@@ -85,16 +87,60 @@ def frame(payload) -> bytes:
         PyBuffer_Release(&view)
 
 
+def split_components(data, dict protocols) -> tuple:
+    """The (protocol, value) pairs of a binary multiaddr.
+
+    `protocols` maps a code to (protocol, its value's size or -1 for a length prefix, whether it must be last,
+    check). `check` takes the value and raises ValueError, which passes through. Raises DecodeError.
+    """
+    cdef Py_buffer view
+    cdef cursor c
+    cdef uint64_t number = 0
+    cdef int64_t size
+    cdef int status = CURSOR_OK
+    cdef const uint8_t* start
+    cdef tuple entry
+    cdef list parts = []
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        c.ptr = <const uint8_t*>view.buf
+        c.end = c.ptr + view.len
+        while c.ptr < c.end:
+            status = cursor_uvarint(&c, &number)
+            if status != CURSOR_OK:
+                raise DecodeError(reason(status))
+            entry = <tuple>protocols.get(number)
+            if entry is None:
+                raise DecodeError(f"unknown protocol code {number}")
+            size = entry[1]
+            if size < 0:
+                status = cursor_uvarint(&c, &number)
+                if status != CURSOR_OK:
+                    raise DecodeError(reason(status))
+                size = <int64_t>number
+            start = cursor_take(&c, <uint64_t>size)
+            if start == NULL:
+                raise DecodeError(reason(CURSOR_SHORT))
+            if entry[2] and c.ptr < c.end:
+                raise DecodeError("something follows a path")
+            value = PyBytes_FromStringAndSize(<const char*>start, <Py_ssize_t>size)
+            entry[3](value)
+            parts.append((entry[0], value))
+        return tuple(parts)
+    finally:
+        PyBuffer_Release(&view)
+
+
 cdef class Field:
     """One field of a message.
 
-    `required`: decoding without it fails. Otherwise `default` stands for an absent field; a default that is not None
-    is also left out when encoding (implicit presence). `convert` makes the final value of bytes and raises ValueError
-    for bad ones, which fails the message or, when `lenient`, counts as absent.
+    `required`: decoding without it fails. Otherwise `default` stands for an absent field; a default that is
+    not None is also left out when encoding (implicit presence). `convert` makes the final value of bytes and
+    raises ValueError for bad ones, which fails the message or, when `lenient`, counts as absent.
     """
 
-    def __init__(self, int number, str name, Kind kind, *, repeated=False, required=False, default=None, convert=None,
-                 lenient=False, schema=None, enum=None):
+    def __init__(self, int number, str name, Kind kind, *, repeated=False, required=False, default=None,
+                 convert=None, lenient=False, schema=None, enum=None):
         if not 1 <= number <= MAX_NUMBER:
             raise UsageError(f"{name}: {number} is no field number")
         if (kind == MESSAGE) != (schema is not None) or (kind == ENUM) != (enum is not None):
@@ -112,7 +158,8 @@ cdef class Field:
 
 
 cdef object number_value(Field field, uint64_t raw):
-    """The Python value of a varint; None for an unknown member of a closed enum. Narrow types keep the low bits."""
+    """The Python value of a varint; None for an unknown member of a closed enum. Narrow types keep the low
+    bits."""
     if field.kind == UINT64:
         return raw
     if field.kind == UINT32:
@@ -187,7 +234,8 @@ cdef class Schema:
         return self.build(values)
 
     def encode(self, message) -> bytes:
-        """`message` in protobuf, fields in order of their numbers, deterministic. Raises UsageError for wrong values."""
+        """`message` in protobuf, fields in order of their numbers, deterministic. Raises UsageError for wrong
+        values."""
         cdef writer out
         out.size = 0
         out.room = 256
@@ -225,14 +273,16 @@ cdef class Schema:
         return 0
 
     cdef int read_known(self, cursor* c, int wire_type, Py_ssize_t index, list values) except -1:
-        """Reads one value of field `index`; 0 when the wire type is not the field's, which makes it an unknown one."""
+        """Reads one value of field `index`; 0 when the wire type is not the field's, which makes it an
+        unknown one."""
         cdef Field field = <Field>self.fields[index]
         cdef bint number = field.kind < STRING
+        cdef bint packed = number and field.repeated and wire_type == DELIMITED
         cdef uint64_t raw = 0
         cdef cursor part
         cdef int status
         cdef object value
-        if wire_type != (VARINT if number else DELIMITED) and not (number and field.repeated and wire_type == DELIMITED):
+        if wire_type != (VARINT if number else DELIMITED) and not packed:
             return 0
         status = cursor_varint(c, &raw)
         if status != CURSOR_OK:
@@ -292,7 +342,7 @@ cdef class Schema:
                 if field.required:
                     raise DecodeError(f"{self.name}: {field.name} is missing")
                 value = field.default
-            PyObject_GenericSetAttr(message, field.name, value)  # a frozen dataclass, whose __init__ would be slower
+            PyObject_GenericSetAttr(message, field.name, value)  # it is frozen, and its __init__ slower
         return message
 
     cdef int write(self, writer* out, object message) except -1:

@@ -55,7 +55,8 @@ def unmapped(ip: IpAddress) -> IpAddress:
 
 
 def ip_is_public(ip: IpAddress) -> bool:
-    """Whether `ip` can be reached from anywhere: not private, local, documentation, multicast, unspecified, reserved."""
+    """Whether `ip` can be reached from anywhere: it is not local, documentation, multicast, reserved or
+    unspecified."""
     ip = unmapped(ip)
     number = int(ip)
     if ip.version == 6:
@@ -67,7 +68,8 @@ def ip_is_public(ip: IpAddress) -> bool:
 
 
 def ip_is_private(ip: IpAddress) -> bool:
-    """Whether `ip` belongs to some local network: RFC 1918, carrier-grade NAT, link local, unique local, loopback."""
+    """Whether `ip` is of some local network: RFC 1918, carrier-grade NAT, link local, unique local,
+    loopback."""
     ip = unmapped(ip)
     return _inside(int(ip), _LOCAL_MASKS[ip.version])
 

@@ -1,4 +1,5 @@
-"""Signed envelopes and what travels in them: peer records and reservation vouchers (RFC 0002, RFC 0003, circuit-v2.md)."""
+"""Signed envelopes (RFC 0002), and in them peer records (RFC 0003) and reservation vouchers
+(circuit-v2.md)."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ PEER_RECORD_TYPE = b"\x03\x01"
 VOUCHER_DOMAIN = "libp2p-relay-rsvp"
 VOUCHER_TYPE = b"\x03\x02"
 
-# RFC 0003's names for peer records, which rust-libp2p still sends; the domain is signed, so that accepting both is safe.
+# RFC 0003's names for peer records, which rust-libp2p still knows. The domain is signed: accepting both is
+# safe.
 _DRAFT_DOMAIN = "libp2p-routing-state"
 _DRAFT_TYPE = b"/libp2p/routing-state-record"
 
@@ -118,7 +120,8 @@ class PeerRecord:
 
     @classmethod
     def open(cls, data: bytes) -> PeerRecord:
-        """The record in an encoded envelope, signed by its own peer; addresses that we cannot read are left out.
+        """The record in an encoded envelope, signed by its own peer, without the addresses that we cannot
+        read.
 
         Raises DecodeError, AuthenticationFailed, and PeerMismatch when somebody else signed.
         """
@@ -139,7 +142,10 @@ class PeerRecord:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Voucher:
-    """A relay's word that it serves `peer` until `expiration`, in Unix seconds (circuit-v2.md, "Reservation Vouchers")."""
+    """A relay's word that it serves `peer` until `expiration`, in Unix seconds.
+
+    circuit-v2.md, "Reservation Vouchers".
+    """
 
     relay: PeerId
     peer: PeerId

@@ -25,7 +25,8 @@ _EcKey = TypeVar("_EcKey", ec.EllipticCurvePublicKey, ec.EllipticCurvePrivateKey
 
 
 class Algorithm(Protocol):
-    """What a kind of key can do. A `public` or `private` is the object of `cryptography`'s that its loader returned."""
+    """What a kind of key can do. A `public` or `private` is an object of `cryptography`'s, from the
+    loader."""
 
     def generate(self) -> Any: ...
     def load_private(self, data: bytes) -> Any: ...
@@ -37,7 +38,7 @@ class Algorithm(Protocol):
 
 
 class Ed25519:
-    """Public keys are 32 raw bytes; private ones the seed followed by the public key, in old files by it twice."""
+    """Public keys are 32 raw bytes; private ones the seed and the public key, in old files that twice."""
 
     def generate(self) -> ed25519.Ed25519PrivateKey:
         return ed25519.Ed25519PrivateKey.generate()
@@ -196,5 +197,7 @@ def _pkix_der(public: ec.EllipticCurvePublicKey | rsa.RSAPublicKey) -> bytes:
 
 def _traditional_der(private: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
     return private.private_bytes(
-        serialization.Encoding.DER, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+        serialization.Encoding.DER,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.NoEncryption(),
     )

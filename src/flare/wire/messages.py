@@ -1,6 +1,6 @@
 """The messages that libp2p peers exchange, as frozen dataclasses over `flare.wire.schema`.
 
-Decoders raise DecodeError and nothing else. In lists of addresses those that we cannot read are left out, as peers know
+Decoders raise DecodeError and nothing else. Addresses that we cannot read are left out, as peers know
 protocols that we do not.
 """
 
@@ -51,7 +51,7 @@ class Identify(Message):
 
 
 class Status(IntEnum):
-    """How a relay or a relayed peer answers (circuit-v2.md, "Status"). Messages hold any int, as peers may add some."""
+    """How a relay or a relayed peer answers (circuit-v2.md). Messages hold any int, as peers may add some."""
 
     UNUSED = 0
     OK = 100
@@ -94,7 +94,7 @@ class Reservation(Message):
 
 @message
 class Limit(Message):
-    """What a relayed connection may take: `duration` seconds, `data` bytes in each direction; None or 0: no limit."""
+    """What a circuit may take: `duration` seconds, `data` bytes in each direction; None or 0: no limit."""
 
     duration: Annotated[int | None, 1, UINT32] = None
     data: Annotated[int | None, 2] = None

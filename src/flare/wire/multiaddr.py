@@ -5,11 +5,11 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator
 from functools import total_ordering
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from flare._core.wire import decode_uvarint, encode_uvarint
+from flare._core.wire import encode_uvarint, split_components
 from flare.errors import DecodeError, InvalidMultiaddr
-from flare.wire.addr_protocols import BY_CODE, BY_NAME, VARIABLE, Protocol
+from flare.wire.addr_protocols import BINARY, BY_NAME, VARIABLE, Protocol
 from flare.wire.address_space import (
     IpAddress,
     ip_is_private,
@@ -24,7 +24,8 @@ _DNS = ("dns", "dns4", "dns6", "dnsaddr")
 
 
 class Component(NamedTuple):
-    """One layer of an address: `name` of its protocol and its `value` as text, None where the protocol has none."""
+    """One layer of an address: its protocol's `name` and its `value` as text, None where the protocol has
+    none."""
 
     name: str
     value: str | None
@@ -38,8 +39,8 @@ class Component(NamedTuple):
 class Multiaddr:
     """An address such as /ip4/192.0.2.1/tcp/4001/p2p/12D3Koo... Immutable, hashable, ordered by its bytes.
 
-    Made of text or of bytes, both of which must be whole and are kept in their canonical form; iterating gives
-    Components. Raises InvalidMultiaddr. Only taking the last part away gives an empty one, which is false.
+    Made of text or of bytes and kept in the canonical form; iterating gives Components. Raises
+    InvalidMultiaddr. Only taking the last part away gives an empty one, which is false.
     """
 
     __slots__ = ("_bytes", "_parts", "_text")
@@ -48,14 +49,14 @@ class Multiaddr:
         self._text: str | None = None
         self._parts: tuple[tuple[Protocol, bytes], ...]
         self._bytes: bytes
-        if isinstance(value, Multiaddr):
-            self._parts, self._bytes, self._text = value._parts, value._bytes, value._text
+        if isinstance(value, bytes | bytearray | memoryview):
+            self._bytes = bytes(value)
+            self._parts = _parse_bytes(self._bytes)
         elif isinstance(value, str):
             self._parts = _parse_text(value)
             self._bytes = _join(self._parts)
-        elif isinstance(value, bytes | bytearray | memoryview):
-            self._bytes = bytes(value)
-            self._parts = _parse_bytes(self._bytes)
+        elif isinstance(value, Multiaddr):
+            self._parts, self._bytes, self._text = value._parts, value._bytes, value._text
         else:
             raise InvalidMultiaddr(f"a multiaddr is made of text or bytes, not {type(value).__name__}")
 
@@ -66,10 +67,11 @@ class Multiaddr:
         return made
 
     @classmethod
-    def from_socket(cls, address: tuple[str, int] | tuple[str, int, int, int], transport: str = "tcp") -> Multiaddr:
-        """The address of a socket, as getsockname() and getpeername() give it.
+    def from_socket(cls, address: tuple[Any, ...], transport: str = "tcp") -> Multiaddr:
+        """The address of an IP socket, as getsockname() and getpeername() give it.
 
-        `transport` is tcp or udp, or what runs over them: quic-v1, ws and the like. IPv4-mapped addresses become IPv4.
+        `transport` is tcp or udp, or what runs over them: quic-v1, ws and the like. IPv4-mapped addresses
+        become IPv4.
         """
         host, _, zone = address[0].partition("%")
         try:
@@ -98,7 +100,7 @@ class Multiaddr:
         return self._find(name) >= 0
 
     def value(self, name: str) -> str | None:
-        """The value of the first protocol of that name; None without one, "" where the protocol has no value."""
+        """The value of the first protocol of that name; None without one, "" where it has no value."""
         index = self._find(name)
         if index < 0:
             return None
@@ -140,8 +142,8 @@ class Multiaddr:
 
     @property
     def transport(self) -> str | None:
-        """What carries the connection: p2p-circuit, webrtc, webrtc-direct, webtransport, quic-v1, quic, wss, ws, unix,
-        memory, tcp or udp; None when it says nothing of that."""
+        """What carries the connection: p2p-circuit, webrtc, webrtc-direct, webtransport, quic-v1, quic, wss,
+        ws, unix, memory, tcp or udp; None when it does not say."""
         names = {protocol.name for protocol, _ in self._parts}
         if "tls" in names and "ws" in names:
             return "wss"
@@ -176,13 +178,14 @@ class Multiaddr:
 
     @property
     def relay(self) -> Multiaddr | None:
-        """What stands before the last /p2p-circuit: the relay's address. None without a circuit, or with nothing there."""
+        """The relay's address, before the last /p2p-circuit; None without a circuit, or with nothing
+        there."""
         index = self._find_last("p2p-circuit")
         return self._of(self._parts[:index]) if index > 0 else None
 
     @property
     def target_after_circuit(self) -> Multiaddr | None:
-        """What follows the last /p2p-circuit: None without a circuit, or with nothing there."""
+        """What follows the last /p2p-circuit; None without a circuit, or with nothing there."""
         index = self._find_last("p2p-circuit")
         return self._of(self._parts[index + 1 :]) if 0 <= index < len(self._parts) - 1 else None
 
@@ -215,7 +218,7 @@ class Multiaddr:
 
     @property
     def is_private(self) -> bool:
-        """Whether its first host is an address of some local network: RFC 1918, carrier-grade NAT, link local, unique
+        """Whether its first host is of some local network: RFC 1918, carrier-grade NAT, link local, unique
         local, loopback."""
         ip = self.ip
         return ip_is_private(ip) if ip is not None else self.is_loopback
@@ -275,8 +278,9 @@ _TRANSPORTS = (
 
 
 def is_public(addr: Multiaddr) -> bool:
-    """Whether the first host of `addr` means the same everywhere: a globally routed IP address, or a DNS name outside
-    of the zones reserved for local use. Not public: private, local, documentation, multicast and unspecified ones."""
+    """Whether the first host of `addr` means the same everywhere: a globally routed IP address, or a DNS name
+    outside of the zones for local use. Private, local, documentation, multicast and unspecified ones do
+    not."""
     ip = addr.ip
     if ip is not None:
         return ip_is_public(ip)
@@ -306,8 +310,9 @@ def _parse_text(text: str) -> tuple[tuple[Protocol, bytes], ...]:
             value = "/" + "/".join(rest) if protocol.path else next(rest, "")
             try:
                 data = protocol.to_bytes(value)
+                protocol.check(data)
             except ValueError as error:
-                raise InvalidMultiaddr(f"{text[:200]!r} is no multiaddr: /{name}/{value[:80]}: {error}") from None
+                raise InvalidMultiaddr(f"{text[:200]!r} is no multiaddr: {name}: {error}") from None
         parts.append((protocol, data))
     return tuple(parts)
 
@@ -315,33 +320,10 @@ def _parse_text(text: str) -> tuple[tuple[Protocol, bytes], ...]:
 def _parse_bytes(data: bytes) -> tuple[tuple[Protocol, bytes], ...]:
     if not data:
         raise InvalidMultiaddr("an empty multiaddr")
-    parts = []
-    offset, end = 0, len(data)
     try:
-        while offset < end:
-            code, offset = decode_uvarint(data, offset)
-            protocol = BY_CODE.get(code)
-            if protocol is None:
-                raise InvalidMultiaddr(f"binary multiaddr: unknown protocol code {code}")
-            size = protocol.size
-            if size == VARIABLE:
-                size, offset = decode_uvarint(data, offset)
-            value = data[offset : offset + size]
-            offset += size
-            if offset > end:
-                raise InvalidMultiaddr(f"binary multiaddr: truncated in /{protocol.name}")
-            if protocol.path and offset < end:
-                raise InvalidMultiaddr(f"binary multiaddr: something follows the path of /{protocol.name}")
-            if protocol.size == VARIABLE:
-                protocol.to_text(value)
-            parts.append((protocol, value))
-    except DecodeError as error:
+        return split_components(data, BINARY)
+    except (DecodeError, ValueError) as error:
         raise InvalidMultiaddr(f"binary multiaddr: {error}") from None
-    except InvalidMultiaddr:
-        raise
-    except ValueError as error:
-        raise InvalidMultiaddr(f"binary multiaddr: /{protocol.name}: {error}") from None
-    return tuple(parts)
 
 
 def _join(parts: tuple[tuple[Protocol, bytes], ...]) -> bytes:

@@ -1,4 +1,4 @@
-"""The text encodings of binary values that libp2p uses: base58btc, and multibase prefixes in front of the others."""
+"""How libp2p writes binary values as text: base58btc, and the others behind multibase prefixes."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ def base58_decode(text: str) -> bytes:
 
 
 def multibase_encode(prefix: str, data: bytes) -> str:
-    """`data` behind the multibase `prefix`: one of b (base32), f (base16), k (base36), u (base64url), z (base58btc)."""
+    """`data` behind the multibase `prefix`: b (base32), f (base16), k (base36), u (base64url) or z
+    (base58btc)."""
     return prefix + _ENCODERS[prefix](data)
 
 
 def multibase_decode(text: str) -> bytes:
-    """The bytes of multibase `text`, any of the prefixes above and m (base64), canonical. Raises ValueError."""
+    """The bytes of multibase `text`, any of the prefixes above or m (base64). Raises ValueError."""
     if len(text) > MAX_TEXT:
         raise ValueError(f"{len(text)} characters, at most {MAX_TEXT} allowed")
     prefix, body = text[:1], text[1:]

@@ -6,7 +6,7 @@ import hashlib
 from functools import total_ordering
 from typing import TYPE_CHECKING
 
-from flare.errors import InvalidPeerId
+from flare.errors import DecodeError, InvalidPeerId
 from flare.wire.multibase import base58_decode, base58_encode, multibase_decode, multibase_encode
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ _CID = b"\x01\x72"  # CIDv1, libp2p-key
 class PeerId:
     """Who a peer is: the hash of its public key, or for short keys the key itself.
 
-    Made of the multihash's bytes or of text, base58btc or a CIDv1 in any usual multibase. Immutable, hashable, ordered
-    by its bytes. Raises InvalidPeerId.
+    Made of the multihash's bytes or of text, base58btc or a CIDv1 in any usual multibase. Immutable,
+    hashable, ordered by its bytes. Raises InvalidPeerId.
     """
 
     __slots__ = ("_bytes", "_text")
@@ -36,7 +36,7 @@ class PeerId:
         elif isinstance(value, str):
             self._bytes = _from_text(value)
         elif isinstance(value, bytes | bytearray | memoryview):
-            self._bytes = _checked(bytes(value))
+            self._bytes = check_multihash(bytes(value))
         else:
             raise InvalidPeerId(f"a peer id is made of bytes or text, not {type(value).__name__}")
 
@@ -49,14 +49,14 @@ class PeerId:
         return cls(_SHA256 + hashlib.sha256(encoded).digest())
 
     def extract_public_key(self) -> PublicKey | None:
-        """The key that the id itself holds; None when it holds a hash. Raises InvalidPeerId when it holds junk."""
+        """The key that the id holds; None when it holds a hash. Raises InvalidPeerId when it holds junk."""
         from flare.wire.keys import PublicKey  # keys builds on this module
 
         if self._bytes[0] != _IDENTITY:
             return None
         try:
             return PublicKey.from_protobuf(self._bytes[2:])
-        except ValueError as error:
+        except DecodeError as error:
             raise InvalidPeerId(f"{self} holds no public key: {error}") from None
 
     def short(self) -> str:
@@ -88,19 +88,24 @@ class PeerId:
         return self._bytes < other._bytes if isinstance(other, PeerId) else NotImplemented
 
 
-def _checked(multihash: bytes) -> bytes:
-    """`multihash` when it can be a peer id: sha2-256, or an identity no longer than an inlined key."""
+def check_multihash(multihash: bytes) -> bytes:
+    """`multihash` when it can be a peer id: sha2-256, or an identity no longer than an inlined key.
+
+    Raises InvalidPeerId.
+    """
     if multihash[:2] == _SHA256 and len(multihash) == 34:
         return multihash
-    if len(multihash) >= 3 and multihash[0] == _IDENTITY and multihash[1] == len(multihash) - 2 <= MAX_INLINE_KEY:
+    length = len(multihash) - 2
+    if 1 <= length <= MAX_INLINE_KEY and multihash[0] == _IDENTITY and multihash[1] == length:
         return multihash
-    raise InvalidPeerId(f"{multihash[:48].hex() or 'nothing'} is neither a sha2-256 multihash nor an inlined key")
+    shown = multihash[:48].hex() or "nothing"
+    raise InvalidPeerId(f"{shown} is neither a sha2-256 multihash nor an inlined key")
 
 
 def _from_text(text: str) -> bytes:
     try:
         if text.startswith(("1", "Qm")):
-            return _checked(base58_decode(text))
+            return check_multihash(base58_decode(text))
         cid = multibase_decode(text)
     except InvalidPeerId:
         raise
@@ -108,4 +113,4 @@ def _from_text(text: str) -> bytes:
         raise InvalidPeerId(f"{text[:80]!r} is no peer id: {error}") from None
     if not cid.startswith(_CID):
         raise InvalidPeerId(f"{text[:80]!r} is no CIDv1 of a libp2p key")
-    return _checked(cid[2:])
+    return check_multihash(cid[2:])

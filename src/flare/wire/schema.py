@@ -5,10 +5,10 @@
         duration: Annotated[int | None, 1, UINT32] = None
         data: Annotated[int | None, 2] = None
 
-Presence follows the default. None: absent and present differ (proto2 optional). Another default: it is left out when
-encoding (proto3). No default: required. `tuple[X, ...]` is repeated. Ints are uint64 unless a kind says otherwise, an
-IntEnum is closed, a Message is embedded, any other class is made of bytes by its constructor, whose ValueError fails
-the message, or with LENIENT drops the value.
+Presence follows the default. None: absent and present differ (proto2 optional). Another default: it is left
+out when encoding (proto3). No default: required. `tuple[X, ...]` is repeated. Ints are uint64 unless a kind
+says otherwise, an IntEnum is closed, a Message is embedded, any other class is made of bytes by its
+constructor, whose ValueError fails the message, or with LENIENT drops the value.
 """
 
 from __future__ import annotations
@@ -16,7 +16,17 @@ from __future__ import annotations
 import dataclasses
 import types
 from enum import IntEnum
-from typing import Annotated, Any, ClassVar, Self, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Self,
+    TypeVar,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from flare._core.wire import Field, Kind, Schema
 from flare._core.wire import frame as _frame
@@ -34,7 +44,8 @@ class Message:
     schema: ClassVar[Schema]
 
     def encode(self) -> bytes:
-        """In protobuf, fields in order of their numbers. Raises UsageError for values that no field can hold."""
+        """In protobuf, fields in order of their numbers. Raises UsageError for values that a field cannot
+        hold."""
         return self.schema.encode(self)
 
     def frame(self) -> bytes:
@@ -56,7 +67,8 @@ def message(cls: type[M]) -> type[M]:
     """Makes a frozen, slotted dataclass of `cls` and gives it its schema."""
     made = dataclasses.dataclass(frozen=True, slots=True)(cls)
     hints = get_type_hints(made, include_extras=True)
-    made.schema = Schema(made, [_field(field, hints[field.name]) for field in dataclasses.fields(made)])
+    fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(made)  # type: ignore[arg-type]
+    made.schema = Schema(made, [_field(field, hints[field.name]) for field in fields])
     return made
 
 
