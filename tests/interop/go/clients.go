@@ -1,0 +1,182 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/libp2p/go-libp2p/p2p/protocol/ping"
+	"github.com/multiformats/go-multiaddr"
+)
+
+// runPing pings the target over the best connection there is; with --punch it then waits for a direct one.
+func runPing(ctx context.Context, target string, opts options) error {
+	ctx, cancel := context.WithTimeout(ctx, opts.timeout)
+	defer cancel()
+	h, remote, err := dial(ctx, target, opts)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	start := time.Now()
+	for range opts.count {
+		if err := pong(ctx, h, remote); err != nil {
+			return err
+		}
+	}
+	if opts.punch {
+		if err := waitDirect(ctx, h, remote); err != nil {
+			emit("relayed", map[string]any{"reason": err.Error()})
+			return err
+		}
+		seconds := time.Since(start).Seconds()
+		if err := pong(ctx, h, remote); err != nil {
+			return err
+		}
+		emit("direct", map[string]any{"path": "direct/tcp", "seconds": seconds})
+	}
+	emit("done", nil)
+	return nil
+}
+
+// runEcho sends random bytes through the target's echo, whatever the path, and compares what comes back.
+func runEcho(ctx context.Context, target string, opts options) error {
+	ctx, cancel := context.WithTimeout(ctx, opts.timeout)
+	defer cancel()
+	h, remote, err := dial(ctx, target, opts)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	stream, err := open(ctx, h, remote, echoProtocol)
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	sent := make([]byte, opts.bytes)
+	if _, err := rand.Read(sent); err != nil {
+		return err
+	}
+	written := make(chan error, 1)
+	go func() {
+		_, err := stream.Write(sent)
+		written <- errors.Join(err, stream.CloseWrite())
+	}()
+	received, err := io.ReadAll(stream)
+	if err := errors.Join(err, <-written); err != nil {
+		return fmt.Errorf("echo: %w", err)
+	}
+	if !bytes.Equal(sent, received) {
+		return fmt.Errorf("echo: %d bytes sent, %d other bytes received", len(sent), len(received))
+	}
+	emit("echoed", map[string]any{
+		"bytes": len(received), "seconds": time.Since(start).Seconds(), "path": pathOf(stream.Conn()),
+	})
+	return nil
+}
+
+// dial connects a new host to the target, over a limited connection too.
+func dial(ctx context.Context, target string, opts options) (host.Host, peer.ID, error) {
+	if opts.punch && len(opts.listen) == 0 {
+		opts.listen = addrs{"/ip4/0.0.0.0/tcp/0"} // to punch is to dial from the port that one listens on
+	}
+	info, err := peer.AddrInfoFromString(target)
+	if err != nil {
+		return nil, "", err
+	}
+	h, err := newHost(opts)
+	if err != nil {
+		return nil, "", err
+	}
+	if err := reserve(ctx, h, opts); err != nil {
+		h.Close()
+		return nil, "", err
+	}
+	if opts.punch && isCircuit(info.Addrs[0]) {
+		// The target punches as soon as it sees us, so be ready: meet the relay first, which tells us our address.
+		if err = connectRelay(ctx, h, info.Addrs[0]); err == nil {
+			err = waitPunchReady(ctx, h)
+		}
+		if err != nil {
+			h.Close()
+			return nil, "", err
+		}
+	}
+	if err := h.Connect(network.WithAllowLimitedConn(ctx, "interop"), *info); err != nil {
+		h.Close()
+		return nil, "", err
+	}
+	return h, info.ID, nil
+}
+
+func connectRelay(ctx context.Context, h host.Host, circuit multiaddr.Multiaddr) error {
+	before, _ := multiaddr.SplitFunc(circuit, func(part multiaddr.Component) bool {
+		return part.Protocol().Code == multiaddr.P_CIRCUIT
+	})
+	info, err := peer.AddrInfoFromP2pAddr(before)
+	if err != nil {
+		return err
+	}
+	return h.Connect(ctx, *info)
+}
+
+func open(ctx context.Context, h host.Host, remote peer.ID, name protocol.ID) (network.Stream, error) {
+	stream, err := h.NewStream(network.WithAllowLimitedConn(ctx, "interop"), remote, name)
+	if err != nil {
+		return nil, err
+	}
+	if deadline, set := ctx.Deadline(); set {
+		_ = stream.SetDeadline(deadline)
+	}
+	return stream, nil
+}
+
+// pong pings once, on a stream of its own so that it takes the direct connection as soon as there is one.
+func pong(ctx context.Context, h host.Host, remote peer.ID) error {
+	stream, err := open(ctx, h, remote, ping.ID)
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	sent := make([]byte, ping.PingSize)
+	received := make([]byte, ping.PingSize)
+	if _, err := rand.Read(sent); err != nil {
+		return err
+	}
+	start := time.Now()
+	if _, err := stream.Write(sent); err != nil {
+		return err
+	}
+	if _, err := io.ReadFull(stream, received); err != nil {
+		return err
+	}
+	elapsed := time.Since(start)
+	if !bytes.Equal(sent, received) {
+		return errors.New("the pong is not the ping's")
+	}
+	emit("pong", map[string]any{"rtt_ms": float64(elapsed.Microseconds()) / 1000, "path": pathOf(stream.Conn())})
+	return nil
+}
+
+func waitDirect(ctx context.Context, h host.Host, remote peer.ID) error {
+	for {
+		for _, conn := range h.Network().ConnsToPeer(remote) {
+			if pathOf(conn) == "direct" {
+				return nil
+			}
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			return errors.New("no direct connection within the timeout")
+		}
+	}
+}

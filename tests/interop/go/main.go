@@ -1,0 +1,138 @@
+// Interop-go is a go-libp2p peer for flare's interoperability tests: relay, listener, pinger and echo client
+// behind one command line that the go, rust and js peers share. Events are JSON lines on stdout, logs go to stderr.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const usage = `usage:
+  interop-go relay  [--listen ADDR]... [--limits | --no-limits] [--relay-buffer BYTES]
+  interop-go listen [--listen ADDR]... [--relay ADDR]... [--punch]
+  interop-go ping ADDR [--count N] [--punch] [--listen ADDR]... [--relay ADDR]... [--timeout S]
+  interop-go echo ADDR [--bytes N] [--listen ADDR]... [--relay ADDR]... [--timeout S]
+common: [--key ed25519|ecdsa|secp256k1|rsa]
+`
+
+// options are the command line, the same for every command; each command reads the ones it knows.
+type options struct {
+	listen   addrs
+	relays   addrs
+	noLimits bool
+	buffer   int
+	punch    bool
+	count    int
+	bytes    int64
+	timeout  time.Duration
+	key      string
+}
+
+// addrs collects a flag that may be given several times.
+type addrs []string
+
+func (a *addrs) String() string     { return fmt.Sprint(*a) }
+func (a *addrs) Set(v string) error { *a = append(*a, v); return nil }
+
+var stdout sync.Mutex
+
+// emit prints one JSON line; keys come out sorted.
+func emit(name string, fields map[string]any) {
+	line := map[string]any{"event": name}
+	for key, value := range fields {
+		line[key] = value
+	}
+	encoded, err := json.Marshal(line)
+	if err != nil {
+		panic(err)
+	}
+	stdout.Lock()
+	defer stdout.Unlock()
+	fmt.Println(string(encoded))
+}
+
+// stdinClosed cancels once stdin ends, if stdin is a pipe or a socket: a test harness that dies takes its peers along,
+// and a peer started with /dev/null or a terminal for stdin stays.
+func stdinClosed(cancel context.CancelFunc) {
+	info, err := os.Stdin.Stat()
+	if err != nil || info.Mode()&(os.ModeNamedPipe|os.ModeSocket) == 0 {
+		return
+	}
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		cancel()
+	}()
+}
+
+func parse(args []string) (command, target string, opts options, err error) {
+	if len(args) == 0 {
+		return "", "", opts, errors.New("no command")
+	}
+	command, args = args[0], args[1:]
+	flags := flag.NewFlagSet(command, flag.ContinueOnError)
+	flags.Var(&opts.listen, "listen", "multiaddr to listen on")
+	flags.Var(&opts.relays, "relay", "relay to reserve on")
+	flags.BoolVar(&opts.noLimits, "no-limits", false, "relay: no limits on circuits, reservations or resources")
+	limits := flags.Bool("limits", false, "relay: the limits as shipped (the default)")
+	flags.IntVar(&opts.buffer, "relay-buffer", 0, "relay: copy buffer in bytes (0: as shipped)")
+	flags.BoolVar(&opts.punch, "punch", false, "take part in DCUtR; ping: and wait for a direct connection")
+	flags.IntVar(&opts.count, "count", 1, "pings to send")
+	flags.Int64Var(&opts.bytes, "bytes", 65536, "bytes to echo")
+	seconds := flags.Float64("timeout", 30, "seconds for the whole command")
+	flags.StringVar(&opts.key, "key", "ed25519", "identity key type")
+
+	if command == "ping" || command == "echo" {
+		if len(args) == 0 {
+			return command, "", opts, errors.New("no ADDR")
+		}
+		target, args = args[0], args[1:]
+	}
+	if err = flags.Parse(args); err != nil {
+		return command, target, opts, err
+	}
+	if flags.NArg() > 0 {
+		return command, target, opts, fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	if *limits && opts.noLimits {
+		return command, target, opts, errors.New("--limits and --no-limits exclude each other")
+	}
+	opts.timeout = time.Duration(*seconds * float64(time.Second))
+	return command, target, opts, nil
+}
+
+func main() {
+	command, target, opts, err := parse(os.Args[1:])
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "%v\n%s", err, usage)
+		os.Exit(2)
+	}
+	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer cancel()
+	stdinClosed(cancel)
+
+	switch command {
+	case "relay":
+		err = runRelay(ctx, opts)
+	case "listen":
+		err = runListen(ctx, opts)
+	case "ping":
+		err = runPing(ctx, target, opts)
+	case "echo":
+		err = runEcho(ctx, target, opts)
+	default:
+		err = fmt.Errorf("unknown command %q\n%s", command, usage)
+	}
+	if err != nil {
+		emit("error", map[string]any{"reason": err.Error()})
+		os.Exit(1)
+	}
+}

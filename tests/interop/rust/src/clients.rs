@@ -1,0 +1,183 @@
+//! The pinger and the echo client: they dial, do their work, and end.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _};
+use libp2p::{
+    Multiaddr, PeerId, Stream, Swarm, identify,
+    multiaddr::Protocol,
+    ping,
+    swarm::{ConnectionId, SwarmEvent},
+};
+use serde_json::json;
+
+use crate::{
+    Failure, emit,
+    options::Options,
+    servers::{bind, report_punch},
+    swarm::{Behaviour, BehaviourEvent, ECHO, build, is_circuit, relay_of},
+};
+
+/// Pings the target on every connection there is; with --punch it waits for a pong over a direct one.
+pub async fn ping(options: &Options) -> Result<(), Failure> {
+    let (mut swarm, target) = prepare(options).await?;
+    swarm.dial(target.clone())?;
+    let remote = peer_of(&target)?;
+    let mut paths: HashMap<ConnectionId, &str> = HashMap::new();
+    let mut left = options.count;
+    let mut start = Instant::now();
+    loop {
+        let event = swarm.select_next_some().await;
+        report_punch(&event);
+        match event {
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. }
+                if peer_id == remote =>
+            {
+                if paths.is_empty() {
+                    start = Instant::now();
+                }
+                paths.insert(connection_id, if endpoint.is_relayed() { "relayed" } else { "direct" });
+            }
+            SwarmEvent::OutgoingConnectionError { error, .. } if paths.is_empty() => return Err(error.into()),
+            SwarmEvent::ConnectionClosed { peer_id, num_established: 0, cause, .. } if peer_id == remote => {
+                return Err(format!("connection lost: {cause:?}").into());
+            }
+            SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event { peer, connection, result }))
+                if peer == remote =>
+            {
+                let path = paths.get(&connection).copied().unwrap_or("direct");
+                let round_trip = result?;
+                if left > 0 || (options.punch && path == "direct") {
+                    emit("pong", json!({ "rtt_ms": round_trip.as_secs_f64() * 1e3, "path": path }));
+                }
+                left = left.saturating_sub(1);
+                if left > 0 || (options.punch && path != "direct") {
+                    continue;
+                }
+                if options.punch {
+                    let seconds = start.elapsed().as_secs_f64();
+                    emit("direct", json!({ "path": "direct/tcp", "seconds": seconds }));
+                }
+                emit("done", json!({}));
+                return Ok(());
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Sends random bytes through the target's echo, whatever the path, and compares what comes back.
+pub async fn echo(options: &Options) -> Result<(), Failure> {
+    let (mut swarm, target) = prepare(options).await?;
+    swarm.dial(target.clone())?;
+    let remote = peer_of(&target)?;
+    let mut control = swarm.behaviour().stream.new_control();
+    let path = loop {
+        match swarm.select_next_some().await {
+            SwarmEvent::ConnectionEstablished { peer_id, endpoint, .. } if peer_id == remote => {
+                break if endpoint.is_relayed() { "relayed" } else { "direct" };
+            }
+            SwarmEvent::OutgoingConnectionError { error, .. } => return Err(error.into()),
+            _ => {}
+        }
+    };
+    let start = Instant::now();
+    let bytes = options.bytes;
+    let exchange = async move { exchange(control.open_stream(remote, ECHO).await?, bytes).await };
+    tokio::pin!(exchange);
+    loop {
+        tokio::select! {
+            _ = swarm.select_next_some() => {}
+            done = &mut exchange => {
+                done?;
+                let seconds = start.elapsed().as_secs_f64();
+                emit("echoed", json!({ "bytes": bytes, "seconds": seconds, "path": path }));
+                return Ok(());
+            }
+        }
+    }
+}
+
+async fn exchange(stream: Stream, bytes: usize) -> Result<(), Failure> {
+    let sent = noise_of(bytes);
+    let (mut reader, mut writer) = stream.split();
+    let mut received = Vec::with_capacity(bytes);
+    futures::try_join!(
+        async {
+            writer.write_all(&sent).await?;
+            writer.close().await
+        },
+        reader.read_to_end(&mut received),
+    )?;
+    if sent != received {
+        return Err(format!("echo: {bytes} bytes sent, {} other bytes received", received.len()).into());
+    }
+    Ok(())
+}
+
+/// Bytes that no compression or mix-up keeps (xorshift, seeded by the clock).
+fn noise_of(bytes: usize) -> Vec<u8> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let mut state = now.map_or(1, |now| now.as_nanos() as u64) | 1;
+    (0..bytes)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 24) as u8
+        })
+        .collect()
+}
+
+pub fn timed_out(options: &Options) -> Result<(), Failure> {
+    let reason = format!("not done within {} s", options.timeout.as_secs_f64());
+    if options.punch {
+        emit("relayed", json!({ "reason": reason.as_str() }));
+    }
+    Err(reason.into())
+}
+
+fn peer_of(addr: &Multiaddr) -> Result<PeerId, Failure> {
+    match addr.iter().last() {
+        Some(Protocol::P2p(id)) => Ok(id),
+        _ => Err(format!("{addr} does not end in /p2p/PEER").into()),
+    }
+}
+
+/// A swarm that listens where asked to and, to punch, has heard from the relay where it is seen.
+async fn prepare(options: &Options) -> Result<(Swarm<Behaviour>, Multiaddr), Failure> {
+    let target = options.target.clone().ok_or("no target")?;
+    let mut swarm = build(options)?;
+    if options.punch && options.listen.is_empty() {
+        swarm.listen_on("/ip4/0.0.0.0/tcp/0".parse()?)?; // to punch is to dial from the port that one listens on
+        while let Ok(_event) = tokio::time::timeout(Duration::from_millis(50), swarm.select_next_some()).await
+        {
+        }
+    } else if !options.listen.is_empty() {
+        bind(&mut swarm, options).await?;
+    }
+    for relay in &options.relays {
+        swarm.listen_on(relay.clone().with(Protocol::P2pCircuit))?;
+    }
+    if options.punch && is_circuit(&target) {
+        let relay = relay_of(&target);
+        let relay_peer = peer_of(&relay)?;
+        swarm.dial(relay)?;
+        loop {
+            match swarm.select_next_some().await {
+                SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received {
+                    peer_id,
+                    ..
+                })) if peer_id == relay_peer => {
+                    break;
+                }
+                SwarmEvent::OutgoingConnectionError { error, .. } => return Err(error.into()),
+                _ => {}
+            }
+        }
+    }
+    Ok((swarm, target))
+}
