@@ -1,0 +1,154 @@
+"""Which address first, how long to wait for it before the next, and what names stand for (RFC 8305)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final, NoReturn, TypeVar
+
+from flare.errors import DialFailed, FlareError, NetworkError
+from flare.transport.dns import Resolver
+from flare.wire.multiaddr import Multiaddr
+
+PUBLIC_STAGGER: Final = 0.25  # seconds before the next address is tried beside a public one (RFC 8305, 5)
+PRIVATE_STAGGER: Final = 0.03  # beside a private one, which answers at once or never
+RELAY_DELAY: Final = 0.5  # head start of direct addresses over relayed ones
+MAX_IN_FLIGHT: Final = 8  # attempts at once: defends the network against a peer that advertises many
+MAX_ADDRESSES: Final = 64  # of one peer: those after are not tried
+MAX_DNSADDR_DEPTH: Final = 4  # /dnsaddr that leads to /dnsaddr
+
+_NAMES: Final = {"dns": 0, "dns4": 4, "dns6": 6}
+
+T = TypeVar("T")
+
+
+def rank(addrs: Iterable[Multiaddr]) -> list[Multiaddr]:
+    """Without duplicates, best first: private, public, relayed; within each, IPv6 and IPv4 in turn, low ports first."""
+    groups: tuple[list[Multiaddr], ...] = ([], [], [])
+    for addr in dict.fromkeys(addrs):
+        groups[_group(addr)].append(addr)
+    return [addr for group in groups for addr in _interleave(group)][:MAX_ADDRESSES]
+
+
+def _group(addr: Multiaddr) -> int:
+    if addr.is_circuit:
+        return 2
+    return 0 if addr.is_private or addr.is_loopback else 1
+
+
+def _interleave(addrs: list[Multiaddr]) -> list[Multiaddr]:
+    """IPv6 first and then in turn, so that a broken IPv6 costs one attempt (RFC 8305, 4)."""
+    six: list[Multiaddr] = []
+    four: list[Multiaddr] = []
+    for addr in sorted(addrs, key=lambda addr: addr.port or 0):
+        (six if addr.ip is not None and addr.ip.version == 6 else four).append(addr)
+    mixed = [addr for pair in zip(six, four, strict=False) for addr in pair]
+    return mixed + six[len(four) :] + four[len(six) :]
+
+
+async def dial_any(
+    addrs: Sequence[Multiaddr],
+    dial_one: Callable[[Multiaddr], Awaitable[T]],
+    *,
+    target: object = None,
+    discard: Callable[[T], object] | None = None,
+) -> T:
+    """Dial `addrs` in their order, each a little after the one before or as soon as that failed; the first wins.
+
+    The others are cancelled and have ended when this returns or raises; one that had just connected goes to `discard`.
+    DialFailed lists every attempt. Errors that are not FlareError or OSError are bugs and come through.
+    """
+    loop = asyncio.get_running_loop()
+    waiting = list(addrs)
+    running: dict[asyncio.Future[T], Multiaddr] = {}
+    failures: list[tuple[object, BaseException]] = []
+    won: list[T] = []
+    next_start = loop.time()
+    try:
+        while (waiting or running) and not won:
+            if waiting and len(running) < MAX_IN_FLIGHT and (not running or loop.time() >= next_start):
+                addr = waiting.pop(0)
+                running[asyncio.ensure_future(dial_one(addr))] = addr
+                next_start = loop.time() + _stagger(addr, waiting)
+            more = bool(waiting) and len(running) < MAX_IN_FLIGHT
+            delay = max(0.0, next_start - loop.time()) if more else None
+            done, _ = await asyncio.wait(running, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
+            for attempt in done:
+                addr = running.pop(attempt)
+                try:
+                    won.append(attempt.result())
+                except (FlareError, OSError) as error:
+                    failures.append((addr, error))
+                    if not waiting or not waiting[0].is_circuit:
+                        next_start = loop.time()
+        return won.pop(0) if won else _fail(target, failures)
+    finally:
+        for attempt in running:
+            attempt.cancel()
+        for result in await asyncio.gather(*running, return_exceptions=True):
+            if not isinstance(result, BaseException):
+                won.append(result)
+        for extra in won:
+            if discard is not None:
+                discard(extra)
+
+
+def _fail(target: object, failures: Sequence[tuple[object, BaseException]]) -> NoReturn:
+    raise DialFailed(target, failures)
+
+
+def _stagger(addr: Multiaddr, waiting: Sequence[Multiaddr]) -> float:
+    """Seconds from the attempt at `addr` to the one after it."""
+    if waiting and waiting[0].is_circuit and not addr.is_circuit:
+        return RELAY_DELAY
+    return PRIVATE_STAGGER if _group(addr) == 0 else PUBLIC_STAGGER
+
+
+async def resolve(addrs: Iterable[Multiaddr], resolver: Resolver) -> list[Multiaddr]:
+    """Replace names by addresses: /dns, /dns4, /dns6 at the front, and /dnsaddr by its TXT records.
+
+    An address whose name has no address is left out; NetworkError when that leaves none and there were some.
+    """
+    resolved: dict[Multiaddr, None] = {}
+    failures: list[NetworkError] = []
+    for addr in addrs:
+        try:
+            for found in await _resolve_one(addr, resolver, MAX_DNSADDR_DEPTH):
+                resolved.setdefault(found)
+        except NetworkError as error:
+            failures.append(error)
+        if len(resolved) >= MAX_ADDRESSES:
+            break
+    if failures and not resolved:
+        raise failures[0]
+    return list(resolved)[:MAX_ADDRESSES]
+
+
+async def _resolve_one(addr: Multiaddr, resolver: Resolver, depth: int) -> list[Multiaddr]:
+    parts = list(addr)
+    if not parts:
+        return []
+    name, value = parts[0].name, parts[0].value
+    if name in _NAMES:
+        rest = str(addr)[len(f"/{name}/{value}") :]
+        found = await resolver.addresses(str(value), _NAMES[name])
+        return [Multiaddr(f"/ip{ip.version}/{ip}{rest}") for ip in found]
+    if name != "dnsaddr":
+        return [addr]
+    if depth == 0:
+        raise NetworkError(f"{addr}: /dnsaddr leads to /dnsaddr more than {MAX_DNSADDR_DEPTH} times")
+    suffix = str(addr)[len(f"/dnsaddr/{value}") :]
+    results: list[Multiaddr] = []
+    for text in await resolver.texts(f"_dnsaddr.{value}"):
+        if not text.startswith("dnsaddr=") or not text.endswith(suffix):
+            continue
+        try:
+            named = Multiaddr(text.removeprefix("dnsaddr="))
+        except ValueError:
+            continue  # a record for a newer flare, or a typing error: the others still count
+        results += await _resolve_one(named, resolver, depth - 1)
+        if len(results) >= MAX_ADDRESSES:
+            break
+    if not results:
+        raise NetworkError(f"{addr}: no TXT record of _dnsaddr.{value} fits")
+    return results

@@ -1,0 +1,153 @@
+"""multistream-select 1.0: two peers agree on a protocol (connections/README.md, "multistream-select").
+
+Each message is a uvarint length, a name and a newline. `ls` is answered `na`, as go-libp2p does now: it is listed in no
+current spec and tells strangers what runs here. Nothing is read past the answer: a dialler may send what belongs to the
+protocol in the same packet as its proposal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Sequence
+from typing import Final
+
+from flare.errors import DecodeError, NetworkError, ProtocolNotSupported, ProtocolViolation, UsageError
+from flare.transport.channel import Channel
+from flare.transport.deadline import within
+
+HEADER: Final = "/multistream/1.0.0"
+NOT_AVAILABLE: Final = "na"
+MAX_MESSAGE: Final = 1024  # bytes of a name with its newline: defends memory
+MAX_PROPOSALS: Final = 32  # refused before the peer is cut off: defends CPU
+
+Supported = Container[str] | Callable[[str], bool]
+
+
+def encode(name: str) -> bytes:
+    """One message: length, name, newline. UsageError for a name that does not fit one."""
+    text = name.encode()
+    size = len(text) + 1
+    if not text or b"\n" in text or size > MAX_MESSAGE:
+        raise UsageError(f"{name!r} cannot be a protocol name")
+    prefix = bytes((size,)) if size < 0x80 else bytes((size & 0x7F | 0x80, size >> 7))
+    return prefix + text + b"\n"
+
+
+_HEADER: Final = encode(HEADER)
+_NOT_AVAILABLE: Final = encode(NOT_AVAILABLE)
+
+
+async def select(channel: Channel, protocols: Sequence[str], timeout: float) -> str:
+    """As the initiator, propose `protocols` in turn and give the first that the peer takes.
+
+    ProtocolNotSupported when it takes none, ProtocolViolation, TimedOut after `timeout` seconds.
+    """
+    if not protocols:
+        raise UsageError("no protocol to propose")
+    async with within(timeout, f"agreeing with the peer on {' or '.join(protocols)}"):
+        await channel.write(_HEADER + encode(protocols[0]))
+        await _expect_header(channel)
+        for index, protocol in enumerate(protocols):
+            if index:
+                await channel.write(encode(protocol))
+            if await _accepted(channel, protocol):
+                return protocol
+        raise ProtocolNotSupported(protocols)
+
+
+async def handle(channel: Channel, supported: Supported, timeout: float) -> str:
+    """As the listener, answer proposals until one is `supported`, and give that.
+
+    ProtocolViolation for what is no proposal and after MAX_PROPOSALS of them, NetworkError when the peer has nothing else
+    to propose (or went on as if its first proposal had been taken), TimedOut after `timeout` seconds.
+    """
+    offered = supported if callable(supported) else supported.__contains__
+    async with within(timeout, "the peer's choice of a protocol"):
+        await _expect_header(channel)
+        await channel.write(_HEADER)
+        refused = ""
+        for _ in range(MAX_PROPOSALS):
+            try:
+                name = await _receive(channel)
+            except (DecodeError, NetworkError) as error:
+                if not refused:
+                    raise
+                raise NetworkError(f"the peer proposed {refused}, which we do not speak") from error
+            if offered(name):
+                await channel.write(encode(name))
+                return name
+            refused = name
+            await channel.write(_NOT_AVAILABLE)
+        raise ProtocolViolation(f"the peer proposed {MAX_PROPOSALS} protocols that we do not speak", protocol=HEADER)
+
+
+class Optimistic:
+    """A channel that proposes one protocol along with the first bytes written, and checks the answer at the first read.
+
+    It saves the round trip of `select` where there is nothing else to propose. ProtocolNotSupported comes from a read.
+    """
+
+    def __init__(self, channel: Channel, protocol: str) -> None:
+        self._channel = channel
+        self._protocol = protocol
+        self._proposed = False
+        self._header_seen = False
+        self._confirmed = False
+
+    async def read(self, max_bytes: int) -> bytes:
+        """As the channel's."""
+        await self._confirm()
+        return await self._channel.read(max_bytes)
+
+    async def read_exactly(self, n: int) -> bytes:
+        """As the channel's."""
+        await self._confirm()
+        return await self._channel.read_exactly(n)
+
+    async def read_frame(self, limit: int) -> bytes:
+        """As the channel's."""
+        await self._confirm()
+        return await self._channel.read_frame(limit)
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        """As the channel's."""
+        if not self._proposed:
+            self._proposed = True
+            data = _HEADER + encode(self._protocol) + bytes(data)
+        await self._channel.write(data)
+
+    async def _confirm(self) -> None:
+        if self._confirmed:
+            return
+        if not self._proposed:
+            await self.write(b"")
+        if not self._header_seen:
+            await _expect_header(self._channel)
+            self._header_seen = True
+        if not await _accepted(self._channel, self._protocol):
+            raise ProtocolNotSupported((self._protocol,))
+        self._confirmed = True
+
+
+async def _expect_header(channel: Channel) -> None:
+    first = await _receive(channel)
+    if first != HEADER:
+        raise ProtocolViolation(f"the peer began with {first[:40]!r}", protocol=HEADER)
+
+
+async def _accepted(channel: Channel, protocol: str) -> bool:
+    answer = await _receive(channel)
+    if answer == protocol:
+        return True
+    if answer != NOT_AVAILABLE:
+        raise ProtocolViolation(f"the peer answered {answer[:40]!r} to {protocol}", protocol=HEADER)
+    return False
+
+
+async def _receive(channel: Channel) -> str:
+    message = await channel.read_frame(MAX_MESSAGE)
+    if not message.endswith(b"\n"):
+        raise DecodeError("a message without its newline", protocol=HEADER)
+    try:
+        return message[:-1].decode()
+    except UnicodeDecodeError:
+        raise DecodeError("a name that is not UTF-8", protocol=HEADER) from None
