@@ -117,7 +117,7 @@ class PublicKey:
 class Identity:
     """A peer's private key: who we are."""
 
-    __slots__ = ("_key", "_type", "peer_id", "public_key")
+    __slots__ = ("__weakref__", "_key", "_type", "peer_id", "public_key")
 
     def __init__(self, type: KeyType, key: Any) -> None:
         """`key` is the object of `cryptography`'s."""
