@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 from weakref import WeakKeyDictionary
 
@@ -21,12 +21,11 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from flare._core.link import NoiseRecords
-from flare.errors import AuthenticationFailed, DecodeError, InvalidKey, PeerMismatch
+from flare.errors import AuthenticationFailed, DecodeError, PeerMismatch
 from flare.transport.channel import Channel
 from flare.transport.deadline import within
 from flare.wire.keys import Identity, PublicKey
-from flare.wire.messages import NoiseHandshakePayload
+from flare.wire.messages import NoiseExtensions, NoiseHandshakePayload
 from flare.wire.peer_id import PeerId
 
 PROTOCOL: Final = "/noise"
@@ -40,13 +39,23 @@ _TAG: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
+class RecordSecrets:
+    """The keys of the records that follow a handshake, and how many of each direction are behind us."""
+
+    send_key: bytes = field(repr=False)
+    recv_key: bytes = field(repr=False)
+    send_nonce: int = 0
+    recv_nonce: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class NoiseSession:
     """A finished handshake: who the peer is, and the keys of the records that follow."""
 
     remote_peer: PeerId
     remote_key: PublicKey
     muxer: str | None  # agreed in the payloads; None: it is still to be negotiated
-    records: NoiseRecords
+    records: RecordSecrets
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +116,7 @@ async def _initiate(
     await channel.write(_framed(sealed_static + state.encrypt(_payload(static, muxers))))
     send, receive = state.split()
     muxer = next((name for name in muxers if name in theirs), None)
-    return NoiseSession(peer, key, muxer, NoiseRecords(send, receive))
+    return NoiseSession(peer, key, muxer, RecordSecrets(send, receive))
 
 
 async def _respond(
@@ -135,7 +144,7 @@ async def _respond(
     peer, key, theirs = _authenticate(payload, remote_static, expected_peer)
     receive, send = state.split()
     muxer = next((name for name in theirs if name in muxers), None)
-    return NoiseSession(peer, key, muxer, NoiseRecords(send, receive))
+    return NoiseSession(peer, key, muxer, RecordSecrets(send, receive))
 
 
 class _Symmetric:
@@ -207,7 +216,7 @@ def _static_of(identity: Identity) -> _Static:
 
 def _payload(static: _Static, muxers: Sequence[str]) -> bytes:
     return NoiseHandshakePayload(
-        identity_key=static.identity_key, identity_sig=static.signature, muxers=tuple(muxers)
+        identity_key=static.identity_key, identity_sig=static.signature, extensions=NoiseExtensions(stream_muxers=tuple(muxers))
     ).encode()
 
 
@@ -216,16 +225,14 @@ def _authenticate(
 ) -> tuple[PeerId, PublicKey, Sequence[str]]:
     """Who signed `remote_static`, and the multiplexers it speaks ("The libp2p Handshake Payload")."""
     message = NoiseHandshakePayload.decode(payload)
-    try:
-        key = PublicKey.from_protobuf(message.identity_key)
-    except InvalidKey as error:
-        raise DecodeError(f"identity key: {error}", protocol=PROTOCOL) from error
+    key = PublicKey.from_protobuf(message.identity_key)
     peer = PeerId.from_public_key(key)
     if not key.verify(_SIGNED + remote_static, message.identity_sig):
         raise AuthenticationFailed(f"peer {peer} did not sign its static key", protocol=PROTOCOL)
     if expected_peer is not None and peer != expected_peer:
         raise PeerMismatch(expected_peer, peer)
-    return peer, key, message.muxers if len(message.muxers) <= MAX_MUXERS else ()
+    muxers = message.extensions.stream_muxers if message.extensions is not None else ()
+    return peer, key, muxers if len(muxers) <= MAX_MUXERS else ()
 
 
 def _framed(message: bytes) -> bytes:

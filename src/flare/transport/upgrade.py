@@ -8,11 +8,11 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from flare._core.link import NoiseRecords
 from flare.config import Timeouts
-from flare.errors import AuthenticationFailed, ConnectionClosed
+from flare.errors import AuthenticationFailed
 from flare.transport import multistream, noise
 from flare.transport.channel import BufferedChannel
+from flare.transport.noise import RecordSecrets
 from flare.wire.keys import Identity, PublicKey
 from flare.wire.peer_id import PeerId
 
@@ -29,7 +29,7 @@ class Upgraded:
 
     remote_peer: PeerId
     remote_key: PublicKey
-    records: NoiseRecords
+    records: RecordSecrets
     leftover: bytes
     security: str
     muxer: str
@@ -75,7 +75,7 @@ async def upgrade(
 class RecordChannel(BufferedChannel):
     """A channel within Noise records, for the little that is negotiated there before a link takes over."""
 
-    def __init__(self, channel: BufferedChannel, records: NoiseRecords) -> None:
+    def __init__(self, channel: BufferedChannel, records: RecordSecrets) -> None:
         super().__init__(channel.peer)
         self._channel = channel
         self._records = records
@@ -110,7 +110,7 @@ class RecordChannel(BufferedChannel):
             out += len(sealed).to_bytes(2, "big") + sealed
         await self._channel.write(out)
 
-    def hand_over(self) -> tuple[NoiseRecords, bytes]:
+    def hand_over(self) -> tuple[RecordSecrets, bytes]:
         """Keys and counters for a link, and what it must read first.
 
         A peer may put its first multiplexer frames into the record of its last negotiation message. They were decrypted
@@ -121,9 +121,7 @@ class RecordChannel(BufferedChannel):
             self._received -= 1
             sealed = self._opener.encrypt(_nonce(self._received), rest, None)
             again = len(sealed).to_bytes(2, "big") + sealed
-        if self._size is not None:
-            raise ConnectionClosed(f"{self.peer}: a record was cut during the negotiation")
-        return NoiseRecords(self._records.send_key, self._records.recv_key, self._sent, self._received), again
+        return RecordSecrets(self._records.send_key, self._records.recv_key, self._sent, self._received), again
 
 
 def _nonce(counter: int) -> bytes:
