@@ -1,1 +1,13 @@
-"""Circuit Relay v2 (https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md)."""
+"""Circuit Relay v2 (circuit-v2.md): one role of one exchange per file.
+
+hop      the relay: grants reservations, joins circuits
+book     the relay's books
+stop     the second hop: the relay asks, the target answers
+reserve  a client asks a relay for a reservation
+connect  a client asks a relay for a circuit
+"""
+
+from typing import Final
+
+HOP_PROTOCOL: Final = "/libp2p/circuit/relay/0.2.0/hop"
+STOP_PROTOCOL: Final = "/libp2p/circuit/relay/0.2.0/stop"
