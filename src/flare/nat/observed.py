@@ -1,0 +1,204 @@
+"""What others see as our address, and what that says about the NAT between us and them.
+
+Each connection tells one observation, through identify, for as long as it is open. Observations are kept by
+the local listener that the connection's socket shares its port with, and by observer: an IPv4 address, an
+IPv6 /56. One that came over a relayed connection, or for a socket that was bound to some other port, says
+nothing about a listener.
+
+A configured relay is believed at once; of the rest, an address needs OBSERVERS observers in GROUPS networks,
+so that neither one stranger nor one data centre can give us an address (identify/README.md, "observedAddr").
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from flare.wire.multiaddr import Multiaddr
+from flare.wire.peer_id import PeerId
+
+if TYPE_CHECKING:
+    from flare.transport.connection import Connection
+
+OBSERVERS: Final = 4
+GROUPS: Final = 2
+PER_LISTENER: Final = 3  # addresses believed for one listener: the best attested ones
+
+Endpoint = tuple[str, str, int]  # IP as text, transport, port
+Listener = tuple[int, str, int]  # IP version, transport, port
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """`observer` at `vantage` saw our `listener` as `seen`."""
+
+    observer: PeerId
+    vantage: Endpoint
+    listener: Listener
+    seen: Endpoint
+    trusted: bool
+    outbound: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """How the NAT maps a port: `kind` "unknown", "none", "endpoint-independent" or "endpoint-dependent"."""
+
+    kind: str
+    sentence: str
+
+
+class ObservedAddresses:
+    """The observations of all open connections; `listeners` gives what we listen on, `trusted` our relays."""
+
+    def __init__(
+        self,
+        *,
+        listeners: Callable[[], Iterable[Multiaddr]],
+        trusted: Callable[[PeerId], bool] = lambda peer: False,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._listeners = listeners
+        self._trusted = trusted
+        self._on_change = on_change
+        self._observations: dict[Connection, Observation] = {}
+
+    def record(self, connection: Connection, observed: Multiaddr | None) -> bool:
+        """Identify on `connection` reported `observed`; returns whether it says anything about a listener."""
+        observation = self._judge(connection, observed)
+        if observation is None:
+            return False
+        before = self.addrs()
+        self._observations[connection] = observation
+        if self.addrs() != before:
+            self._on_change()
+        return True
+
+    def forget(self, connection: Connection) -> None:
+        """The connection is closed, and its observation with it."""
+        before = self.addrs()
+        if self._observations.pop(connection, None) is not None and self.addrs() != before:
+            self._on_change()
+
+    def addrs(self, transport: str = "tcp") -> tuple[Multiaddr, ...]:
+        """The believed addresses of our listeners, the best attested first."""
+        attested: dict[Listener, dict[Endpoint, list[Observation]]] = {}
+        for observation in self._observations.values():
+            if observation.listener[1] == transport:
+                attested.setdefault(observation.listener, {}).setdefault(observation.seen, []).append(
+                    observation
+                )
+        believed: list[Endpoint] = []
+        for by_seen in attested.values():
+            ranked = sorted(by_seen.items(), key=lambda item: (_weight(item[1]), item[0]))
+            believed += [seen for seen, observations in ranked if _believed(observations)][:PER_LISTENER]
+        return tuple(Multiaddr.from_socket((ip, port), kind) for ip, kind, port in dict.fromkeys(believed))
+
+    def mapping(self, transport: str = "tcp", version: int = 4) -> Mapping:
+        """What the observations of connections that we dialled say about the NAT's mapping."""
+        by_listener: dict[Listener, dict[Endpoint, Endpoint]] = {}
+        local: dict[Listener, set[str]] = {}
+        for connection, observation in self._observations.items():
+            if not observation.outbound or observation.listener[:2] != (version, transport):
+                continue
+            by_listener.setdefault(observation.listener, {})[observation.vantage] = observation.seen
+            local_ip = connection.local_addr.ip if connection.local_addr is not None else None
+            local.setdefault(observation.listener, set()).add(str(local_ip))
+        best = Mapping("unknown", "nobody has told us yet how our NAT maps us")
+        for listener, seen_by in by_listener.items():
+            judged = _judge_mapping(listener, seen_by, local[listener])
+            if judged.kind == "endpoint-dependent":
+                return judged
+            if best.kind == "unknown":
+                best = judged
+        return best
+
+    def _judge(self, connection: Connection, observed: Multiaddr | None) -> Observation | None:
+        if observed is None or connection.is_relayed or observed.is_circuit:
+            return None
+        seen = _endpoint(observed)
+        local = _endpoint(connection.local_addr)
+        vantage = _endpoint(connection.remote_addr)
+        if seen is None or local is None or vantage is None or seen[1] != local[1]:
+            return None
+        ip = ipaddress.ip_address(seen[0])
+        if (
+            ip.is_unspecified
+            or ip.is_multicast
+            or (ip.is_loopback and not ipaddress.ip_address(local[0]).is_loopback)
+        ):
+            return None
+        if ip.version != ipaddress.ip_address(local[0]).version:
+            return None
+        listener = (ip.version, local[1], local[2])
+        if listener not in {_listener(addr) for addr in self._listeners()}:
+            return None
+        peer = connection.remote_peer
+        return Observation(peer, vantage, listener, seen, self._trusted(peer), connection.initiator)
+
+
+def _judge_mapping(listener: Listener, seen_by: dict[Endpoint, Endpoint], local_ips: set[str]) -> Mapping:
+    seen = sorted(set(seen_by.values()))
+    if len(seen) > 1:
+        by_port = ", ".join(f"{_show(vantage)} saw {_show(s)}" for vantage, s in sorted(seen_by.items())[:3])
+        return Mapping(
+            "endpoint-dependent",
+            f"our NAT gives port {listener[2]} another address for each destination "
+            f"(endpoint-dependent mapping): {by_port}",
+        )
+    ip, _, port = seen[0]
+    if ip in local_ips and port == listener[2]:
+        return Mapping("none", f"there is no NAT: others see {_show(seen[0])}, which is our own address")
+    if len(seen_by) > 1:
+        return Mapping(
+            "endpoint-independent",
+            f"our NAT shows port {listener[2]} as {_show(seen[0])} to all {len(seen_by)} observers "
+            "(endpoint-independent mapping)",
+        )
+    return Mapping(
+        "unknown",
+        f"our NAT shows port {listener[2]} as {_show(seen[0])} to the only observer there is, "
+        "so that its mapping cannot be told",
+    )
+
+
+def _believed(observations: Sequence[Observation]) -> bool:
+    if any(observation.trusted for observation in observations):
+        return True
+    networks = {_network(observation.vantage[0]) for observation in observations}
+    groups = {_group(observation.vantage[0]) for observation in observations}
+    return len(networks) >= OBSERVERS and len(groups) >= GROUPS
+
+
+def _weight(observations: Sequence[Observation]) -> tuple[bool, int]:
+    """Sorts the best attested first."""
+    return not any(o.trusted for o in observations), -len({_network(o.vantage[0]) for o in observations})
+
+
+def _network(ip: str) -> str:
+    """One observer: an IPv4 address, an IPv6 /56."""
+    return ip if "." in ip and ":" not in ip else str(ipaddress.ip_network(f"{ip}/56", strict=False))
+
+
+def _group(ip: str) -> str:
+    """One network's worth of observers: an IPv4 /16, an IPv6 /32."""
+    bits = 16 if ipaddress.ip_address(ip).version == 4 else 32
+    return str(ipaddress.ip_network(f"{ip}/{bits}", strict=False))
+
+
+def _endpoint(addr: Multiaddr | None) -> Endpoint | None:
+    if addr is None or addr.ip is None or addr.port is None or addr.transport is None:
+        return None
+    return str(addr.ip), addr.transport, addr.port
+
+
+def _listener(addr: Multiaddr) -> Listener | None:
+    endpoint = _endpoint(addr)
+    return None if endpoint is None else (ipaddress.ip_address(endpoint[0]).version, endpoint[1], endpoint[2])
+
+
+def _show(endpoint: Endpoint) -> str:
+    ip, _, port = endpoint
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"

@@ -1,0 +1,369 @@
+"""From a relayed connection to a direct one: who starts, what is tried, and what is said when nothing works.
+
+    we accepted the relayed connection (B):  wait for identify -> plain dial, if the peer has public addresses
+                                             -> DCUtR as its initiator, up to three attempts
+    we dialled it (A):                       wait for B's streams, answer each, connect as the client
+
+There is one upgrade per peer at a time. It ends with a direct connection, however it came, or with a reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from flare.config import Config
+from flare.errors import FlareError, PunchFailed
+from flare.events import PunchGaveUp, PunchStarted, PunchSucceeded
+from flare.nat.observed import Mapping
+from flare.nat.simultaneous import PunchTransport, TcpPunch
+from flare.protocols import dcutr
+from flare.protocols.dcutr import CLIENT, SERVER, initiator, responder
+from flare.protocols.dcutr.addresses import Targets, choose_targets
+from flare.transport.dial import dial_any
+from flare.wire.multiaddr import Multiaddr, is_public
+from flare.wire.peer_id import PeerId
+
+if TYPE_CHECKING:
+    from flare.transport.connection import Connection, StreamHandlers
+
+    from flare.transport.stream import Stream
+
+log = logging.getLogger("flare.nat.punch")
+
+OWN_AGENT: Final = "flare/"
+PunchEvent = PunchStarted | PunchSucceeded | PunchGaveUp
+
+
+class _Upgrade:
+    """One peer's way from relayed to direct."""
+
+    def __init__(self, relayed: Connection, clock_ns: Callable[[], int]) -> None:
+        self.relayed = relayed
+        self.peer: PeerId = relayed.remote_peer
+        self.started_ns = clock_ns()
+        self.outcome: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+        self.outcome.add_done_callback(_retrieved)
+        self.attempts = 0
+        self.errors: list[str] = []
+        self.task: asyncio.Task[None] | None = None  # B's whole work
+        self.punching: asyncio.Task[Connection] | None = None  # A's current attempt
+        self.waiting: asyncio.TimerHandle | None = None  # A's patience for another one
+
+
+class HolePuncher:
+    """Takes relayed connections to direct ones.
+
+    `own_addrs` are ours that a peer may aim at, `peer_addrs` those that identify told of a peer, `agent` what
+    it runs; `dial` dials one address plainly, best not from the listening port, since a SYN that failed there
+    stays in the NATs' way; `direct_to` is an open direct connection to a peer, if any; `on_connection` takes
+    in each punched one.
+    """
+
+    def __init__(
+        self,
+        *,
+        tcp: PunchTransport | None = None,
+        own_addrs: Callable[[], Sequence[Multiaddr]],
+        peer_addrs: Callable[[PeerId], Sequence[Multiaddr]] = lambda peer: (),
+        agent: Callable[[PeerId], str] = lambda peer: "",
+        mapping: Callable[[], Mapping] = lambda: Mapping("unknown", ""),
+        dial: Callable[[Multiaddr, PeerId], Awaitable[Connection]] | None = None,
+        direct_to: Callable[[PeerId], Connection | None] = lambda peer: None,
+        on_connection: Callable[[Connection], None] = lambda connection: None,
+        on_event: Callable[[PunchEvent], None] = lambda event: None,
+        config: Config | None = None,
+        is_public: Callable[[Multiaddr], bool] = is_public,
+        punch: Callable[..., Awaitable[Connection]] | None = None,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._config = config or Config()
+        self._own_punch = None
+        if punch is None:
+            assert tcp is not None, "a HolePuncher needs a transport, or a punch of yours"
+            punch = self._own_punch = TcpPunch(
+                tcp,
+                timeouts=self._config.timeouts,
+                max_active=self._config.punch.max_active,
+                clock_ns=clock_ns,
+            )
+        self._raw_punch = punch
+        self._own_addrs = own_addrs
+        self._peer_addrs = peer_addrs
+        self._agent = agent
+        self._mapping = mapping
+        self._dial = dial
+        self._direct_to = direct_to
+        self._on_connection = on_connection
+        self._on_event = on_event
+        self._is_public = is_public
+        self._clock_ns = clock_ns
+        self._upgrades: dict[PeerId, _Upgrade] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    def register(self, handlers: StreamHandlers) -> None:
+        """Serve /libp2p/dcutr, over limited connections too."""
+        handlers.add(dcutr.PROTOCOL, self.serve, allow_limited=True)
+
+    # -- what the host tells
+
+    def connected(self, connection: Connection) -> None:
+        """A connection is identified: a relayed one that we accepted starts an upgrade, a direct ends it."""
+        peer = connection.remote_peer
+        if not connection.is_relayed:
+            upgrade = self._upgrades.get(peer)
+            if upgrade is not None:
+                self._succeed(upgrade, connection)
+            return
+        upgrade = self._upgrade(connection)
+        if not connection.initiator and upgrade.task is None and not upgrade.outcome.done():
+            upgrade.task = asyncio.get_running_loop().create_task(
+                self._initiate(upgrade), name=f"punch {peer}"
+            )
+
+    def disconnected(self, connection: Connection) -> None:
+        """A connection is gone; an upgrade that rode on it is over."""
+        upgrade = self._upgrades.get(connection.remote_peer)
+        if upgrade is not None and upgrade.relayed is connection:
+            self._fail(upgrade, "the relayed connection closed before there was a direct one")
+            if upgrade.task is not None:
+                upgrade.task.cancel()
+            del self._upgrades[upgrade.peer]
+
+    async def direct(self, connection: Connection, timeout: float) -> Connection:
+        """The direct connection to the peer of `connection`, or PunchFailed with the reason."""
+        if not connection.is_relayed:
+            return connection
+        existing = self._direct_to(connection.remote_peer)
+        if existing is not None:
+            return existing
+        upgrade = self._upgrade(connection)
+        try:
+            async with asyncio.timeout(timeout):
+                return await asyncio.shield(upgrade.outcome)
+        except TimeoutError:
+            raise PunchFailed(self._so_far(upgrade, timeout), attempts=upgrade.attempts) from None
+
+    async def close(self) -> None:
+        """Give up on everything."""
+        self._closed = True
+        tasks: list[asyncio.Task[Any]] = [*self._retiring]
+        for upgrade in self._upgrades.values():
+            tasks += [task for task in (upgrade.task, upgrade.punching) if task is not None]
+        for upgrade in self._upgrades.values():
+            self._fail(upgrade, "the host is closing")
+        self._upgrades.clear()
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        if self._own_punch is not None:
+            self._own_punch.close()
+
+    # -- B
+
+    async def _initiate(self, upgrade: _Upgrade) -> None:
+        """We accepted the relayed connection: dial the peer if it is public, else agree on a punch."""
+        peer = upgrade.peer
+        try:
+            connection = self._direct_to(peer) or await self._reverse(upgrade)
+            if connection is None:
+                self._on_event(PunchStarted(peer, "initiator"))
+                upgraded = await initiator.upgrade(
+                    upgrade.relayed,
+                    addrs=self._own_addrs,
+                    choose=partial(self._choose, peer),
+                    punch=partial(self._attempt, upgrade),
+                    attempts=self._config.punch.attempts,
+                    # Others may have the roles reversed (go-libp2p before 0.41 does): meet them at last.
+                    last_role=SERVER if self._agent(peer).startswith(OWN_AGENT) else CLIENT,
+                    timeout=self._config.timeouts.dcutr_message,
+                    clock_ns=self._clock_ns,
+                )
+                connection = upgraded.connection
+        except PunchFailed as error:
+            self._fail(upgrade, "; ".join([*upgrade.errors, error.reason]))
+        except Exception as error:  # a task's edge
+            log.exception("the upgrade of the connection to %s broke", peer, extra={"peer": str(peer)})
+            self._fail(upgrade, f"an error in flare: {error!r}")
+        else:
+            self._succeed(upgrade, connection)
+
+    async def _reverse(self, upgrade: _Upgrade) -> Connection | None:
+        """A plain dial of a peer that says it is public; None without such an address or an answer."""
+        public = [
+            addr
+            for addr in self._peer_addrs(upgrade.peer)
+            if addr.transport == "tcp" and not addr.is_circuit and self._is_public(addr)
+        ][: self._config.punch.max_targets]
+        dial = self._dial
+        if not public or dial is None:
+            return None
+        try:
+            async with asyncio.timeout(self._config.punch.reversal):
+                return await dial_any(public, lambda addr: dial(addr, upgrade.peer), target=upgrade.peer)
+        except TimeoutError:
+            upgrade.errors.append(f"a plain dial had no answer within {self._config.punch.reversal:g} s")
+        except FlareError as error:
+            upgrade.errors.append(f"a plain dial failed: {error}")
+        return None
+
+    async def _attempt(
+        self, upgrade: _Upgrade, addrs: Sequence[Multiaddr], deadline_ns: int, *, role: str, rtt_ns: int
+    ) -> Connection:
+        """One punch; a direct connection that came up otherwise is as good. Raises only PunchFailed."""
+        upgrade.attempts += 1
+        try:
+            connection = await self._raw_punch(upgrade.peer, addrs, deadline_ns, role=role, rtt_ns=rtt_ns)
+        except FlareError as error:
+            existing = self._direct_to(upgrade.peer)
+            if existing is not None:
+                return existing
+            raise error if isinstance(error, PunchFailed) else PunchFailed(str(error)) from error
+        self._on_connection(connection)
+        return connection
+
+    # -- A
+
+    async def serve(self, stream: Stream) -> None:
+        """One /libp2p/dcutr stream of the peer that accepted our relayed connection."""
+        connection = stream.connection
+        peer = connection.remote_peer
+        if self._closed or (
+            peer not in self._upgrades and len(self._active()) >= self._config.punch.max_active
+        ):
+            stream.reset()
+            return
+        try:
+            agreed = await responder.respond(
+                stream,
+                addrs=self._own_addrs,
+                choose=partial(self._choose, peer),
+                timeout=self._config.timeouts.dcutr_message,
+                clock_ns=self._clock_ns,
+            )
+        except FlareError as error:
+            stream.reset()
+            log.debug(
+                "a hole punch that %s began came to nothing: %s", peer, error, extra={"peer": str(peer)}
+            )
+            known = self._upgrades.get(peer)
+            if known is not None:
+                known.errors.append(str(error))
+            return
+        upgrade = self._upgrade(connection)
+        if not upgrade.attempts:
+            self._on_event(PunchStarted(peer, "responder"))
+        await self._answer(upgrade, agreed)
+        await stream.close()
+
+    async def _answer(self, upgrade: _Upgrade, agreed: responder.Agreed) -> None:
+        """Connect now. An earlier attempt that still runs is over: the peer has given it up."""
+        if upgrade.punching is not None:
+            upgrade.punching.cancel()
+        if upgrade.waiting is not None:
+            upgrade.waiting.cancel()
+        loop = asyncio.get_running_loop()
+        punching = upgrade.punching = loop.create_task(
+            self._punch_now(upgrade, agreed), name=f"punch {upgrade.peer}"
+        )
+        await asyncio.wait([punching])
+        if punching.cancelled():
+            return
+        upgrade.punching = None
+        error = punching.exception()
+        if error is None:
+            self._succeed(upgrade, punching.result())
+        elif isinstance(error, FlareError):
+            upgrade.errors.append(f"attempt {upgrade.attempts}: {error}")
+            if upgrade.attempts >= self._config.punch.attempts:
+                self._fail(upgrade, "; ".join(upgrade.errors))
+            else:
+                patience = self._config.timeouts.dcutr_message + self._config.timeouts.punch
+                upgrade.waiting = loop.call_later(patience, self._lost_patience, upgrade)
+        else:
+            raise error
+
+    async def _punch_now(self, upgrade: _Upgrade, agreed: responder.Agreed) -> Connection:
+        if not agreed.targets.addrs:
+            upgrade.attempts += 1
+            raise PunchFailed(agreed.targets.sentence)
+        return await self._attempt(
+            upgrade, agreed.targets.addrs, agreed.deadline_ns, role=CLIENT, rtt_ns=agreed.rtt_ns
+        )
+
+    def _lost_patience(self, upgrade: _Upgrade) -> None:
+        self._fail(upgrade, "; ".join([*upgrade.errors, "the peer made no further attempt"]))
+
+    # -- both
+
+    def _upgrade(self, relayed: Connection) -> _Upgrade:
+        """The peer's upgrade: the one under way, or a new one on this relayed connection."""
+        upgrade = self._upgrades.get(relayed.remote_peer)
+        if upgrade is None or (upgrade.outcome.done() and upgrade.relayed is not relayed):
+            upgrade = self._upgrades[relayed.remote_peer] = _Upgrade(relayed, self._clock_ns)
+            if len(self._active()) > self._config.punch.max_active:
+                self._fail(
+                    upgrade,
+                    f"{self._config.punch.max_active} hole punches are under way already (max_active)",
+                )
+        return upgrade
+
+    def _active(self) -> list[_Upgrade]:
+        return [u for u in self._upgrades.values() if not u.outcome.done() and (u.task or u.attempts)]
+
+    def _choose(self, peer: PeerId, theirs: Sequence[Multiaddr]) -> Targets:
+        return choose_targets(
+            theirs, self._own_addrs(), peer, is_public=self._is_public, limit=self._config.punch.max_targets
+        )
+
+    def _succeed(self, upgrade: _Upgrade, direct: Connection) -> None:
+        if upgrade.outcome.done():
+            return
+        upgrade.outcome.set_result(direct)
+        if upgrade.waiting is not None:
+            upgrade.waiting.cancel()
+        seconds = (self._clock_ns() - upgrade.started_ns) / 1e9
+        self._on_event(PunchSucceeded(upgrade.peer, direct.path, upgrade.attempts, seconds))
+        if not self._closed:
+            task = asyncio.get_running_loop().create_task(
+                self._retire(upgrade.relayed), name=f"retire {upgrade.peer}"
+            )
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+
+    async def _retire(self, relayed: Connection) -> None:
+        """Close the relayed connection after its grace; new streams go direct (DCUtR.md, step 6)."""
+        await asyncio.sleep(self._config.punch.grace)
+        await relayed.close()
+
+    def _fail(self, upgrade: _Upgrade, reason: str) -> None:
+        if upgrade.outcome.done():
+            return
+        mapping = self._mapping()
+        if mapping.kind == "endpoint-dependent":
+            reason = f"{reason}; {mapping.sentence}"
+        if upgrade.waiting is not None:
+            upgrade.waiting.cancel()
+        upgrade.outcome.set_exception(PunchFailed(reason, attempts=upgrade.attempts))
+        seconds = (self._clock_ns() - upgrade.started_ns) / 1e9
+        self._on_event(PunchGaveUp(upgrade.peer, reason, upgrade.attempts, seconds))
+
+    def _so_far(self, upgrade: _Upgrade, timeout: float) -> str:
+        """Why there is no direct connection yet."""
+        if upgrade.errors:
+            return f"no direct connection within {timeout:g} s: " + "; ".join(upgrade.errors)
+        if upgrade.attempts or upgrade.task is not None:
+            return f"no direct connection within {timeout:g} s: attempt {max(1, upgrade.attempts)} still runs"
+        return f"the peer, which accepted the relayed connection, began no hole punch within {timeout:g} s"
+
+
+def _retrieved(outcome: asyncio.Future[Connection]) -> None:
+    """An outcome that nobody asks for is no error."""
+    if not outcome.cancelled():
+        outcome.exception()

@@ -1,0 +1,255 @@
+"""One TCP hole punch: connect and be connected to at once, secure what comes of it, and keep one (DCUtR.md,
+step 5).
+
+The connects run in threads that hold no GIL (flare._core.punch), one per IP version, from the port that our
+listener has; what the listener accepts from the peer's IPs meanwhile counts as well. Who is client and who
+server comes from DCUtR, never from connect and accept.
+
+Both directions can succeed, with two connections. The client keeps the first that is secured and closes the
+other; the server, when there was more than one socket, waits a moment and takes one that the client left
+open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from flare.config import Timeouts
+from flare.errors import FlareError, PunchFailed
+from flare.protocols.dcutr import CLIENT
+from flare.wire.multiaddr import Multiaddr
+from flare.wire.peer_id import PeerId
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address, IPv6Address
+
+    from flare.transport.connection import Connection
+
+WILDCARD: Final = {4: "0.0.0.0", 6: "::"}
+SETTLE: Final = 0.1  # seconds at least that a server waits for its client to choose among several connections
+
+
+class PunchTransport(Protocol):
+    """What a punch asks of the TCP transport."""
+
+    @property
+    def listen_addrs(self) -> Sequence[Multiaddr]:
+        """Where it listens."""
+
+    def expect(
+        self, ip: IPv4Address | IPv6Address, callback: Callable[[socket.socket], None]
+    ) -> AbstractContextManager[Any]:
+        """Within the block, sockets accepted from `ip` go to `callback`."""
+
+    async def adopt(
+        self, sock: socket.socket, *, initiator: bool, expected_peer: PeerId, remote_addr: Multiaddr
+    ) -> Connection:
+        """Secure a connected socket."""
+
+
+class TcpPunch:
+    """Punches over `tcp`. `core` is flare._core.punch.punch."""
+
+    def __init__(
+        self,
+        tcp: PunchTransport,
+        *,
+        core: Callable[..., Any] | None = None,
+        timeouts: Timeouts | None = None,
+        max_active: int = 64,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.tcp = tcp
+        self.core: Callable[..., Any] = core or _core_punch()
+        self.timeouts = timeouts or Timeouts()
+        self.clock_ns = clock_ns
+        self._threads = ThreadPoolExecutor(2 * max_active, thread_name_prefix="flare-punch")
+
+    async def __call__(
+        self, peer: PeerId, addrs: Sequence[Multiaddr], deadline_ns: int, *, role: str, rtt_ns: int
+    ) -> Connection:
+        """Connect to `addrs` at `deadline_ns` of the monotonic clock; PunchFailed says what was seen."""
+        race = _Race(self, self._threads, peer, deadline_ns, client=role == CLIENT, rtt_ns=rtt_ns)
+        try:
+            return await race.run(addrs)
+        finally:
+            await race.stop()
+
+    def close(self) -> None:
+        """No more punches."""
+        self._threads.shutdown(wait=False)
+
+
+def _core_punch() -> Callable[..., Any]:
+    from flare._core.punch import punch
+
+    return punch
+
+
+class _Race:
+    """The sockets of one punch, from their first packet to the connection that is kept."""
+
+    def __init__(
+        self,
+        punch: TcpPunch,
+        threads: ThreadPoolExecutor,
+        peer: PeerId,
+        deadline_ns: int,
+        *,
+        client: bool,
+        rtt_ns: int,
+    ) -> None:
+        self._punch = punch
+        self._threads = threads
+        self._peer = peer
+        self._deadline_ns = deadline_ns
+        self._client = client
+        self._rtt_ns = rtt_ns
+        self._punching: set[asyncio.Future[Any]] = set()
+        self._securing: set[asyncio.Task[Connection]] = set()
+        self._secured: list[Connection] = []
+        self._sockets = 0
+        self._errors: list[str] = []
+        self._changed = asyncio.Event()
+        self._cancel_read, self._cancel_write = os.pipe()
+        self._stopping = False
+
+    async def run(self, addrs: Sequence[Multiaddr]) -> Connection:
+        loop = asyncio.get_running_loop()
+        timeouts = self._punch.timeouts
+        ahead = max(0, self._deadline_ns - self._punch.clock_ns()) / 1e9
+        end = loop.time() + ahead + timeouts.punch
+        choose_at = 0.0
+        with ExitStack() as expecting:
+            for ip in {addr.ip for addr in addrs if addr.ip is not None}:
+                expecting.enter_context(self._punch.tcp.expect(ip, self._arrived))
+            self._connect(addrs)
+            while True:
+                self._changed.clear()
+                still_open = [connection for connection in self._secured if not connection.closed]
+                if still_open:
+                    choose_at = choose_at or loop.time() + max(SETTLE, 2 * self._rtt_ns / 1e9)
+                    if self._client or self._sockets == 1 or loop.time() >= choose_at:
+                        return still_open[0]
+                    wake_at: float | None = choose_at
+                elif self._securing:
+                    wake_at = None  # the handshake has a timeout of its own
+                elif loop.time() >= end:
+                    raise PunchFailed(self._reason(len(addrs)))
+                else:
+                    wake_at = end
+                try:
+                    async with asyncio.timeout_at(wake_at):
+                        await self._changed.wait()
+                except TimeoutError:
+                    continue
+
+    async def stop(self) -> None:
+        """Leave nothing behind: no thread, no socket, and of a client's connections only the one it keeps."""
+        self._stopping = True
+        os.write(self._cancel_write, b"x")
+        for task in self._securing:
+            task.cancel()
+        leaving = {*self._punching, *self._securing}
+        try:
+            if leaving:
+                await asyncio.wait(leaving)
+        finally:
+            os.close(self._cancel_write)
+            os.close(self._cancel_read)
+        if self._client:
+            for surplus in [connection for connection in self._secured if not connection.closed][1:]:
+                surplus.abort("another connection of the same hole punch was kept")
+
+    def _connect(self, addrs: Sequence[Multiaddr]) -> None:
+        """Start the threads, one for each IP version."""
+        loop = asyncio.get_running_loop()
+        for version, wildcard in WILDCARD.items():
+            targets = [
+                (str(addr.ip), addr.port)
+                for addr in addrs
+                if addr.ip is not None and addr.ip.version == version
+            ]
+            if not targets:
+                continue
+            work = partial(
+                self._punch.core,
+                (wildcard, self._local_port(version)),
+                targets,
+                self._deadline_ns,
+                timeout_ns=int(self._punch.timeouts.punch * 1e9),
+                rtt_ns=self._rtt_ns,
+                listen=False,
+                cancel_fd=self._cancel_read,
+            )
+            future = loop.run_in_executor(self._threads, work)
+            self._punching.add(future)
+            future.add_done_callback(self._connected)
+
+    def _local_port(self, version: int) -> int:
+        """The listener's port. 0, any, without one: then only peers that can be reached anyway are."""
+        for addr in self._punch.tcp.listen_addrs:
+            if addr.transport == "tcp" and addr.ip is not None and addr.ip.version == version and addr.port:
+                return addr.port
+        return 0
+
+    def _connected(self, future: asyncio.Future[Any]) -> None:
+        self._punching.discard(future)
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is None:
+            self._arrived(socket.socket(fileno=future.result().fd))
+        elif isinstance(error, FlareError | OSError):
+            self._errors.append(str(error))
+        else:
+            raise error
+        self._changed.set()
+
+    def _arrived(self, sock: socket.socket) -> None:
+        """A connected socket, however it came."""
+        if self._stopping:
+            sock.close()
+            return
+        try:
+            remote = Multiaddr.from_socket(sock.getpeername())
+        except OSError as error:
+            self._errors.append(f"connected and lost again: {error.strerror}")
+            sock.close()
+            return
+        self._sockets += 1
+        securing = self._punch.tcp.adopt(
+            sock, initiator=self._client, expected_peer=self._peer, remote_addr=remote
+        )
+        task = asyncio.get_running_loop().create_task(securing, name=f"punch {self._peer}")
+        self._securing.add(task)
+        task.add_done_callback(partial(self._done, remote))
+
+    def _done(self, remote: Multiaddr, task: asyncio.Task[Connection]) -> None:
+        self._securing.discard(task)
+        self._changed.set()
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is None:
+            self._secured.append(task.result())
+        elif isinstance(error, FlareError | OSError):
+            self._errors.append(f"connected with {remote}, but then: {error}")
+        else:
+            raise error
+
+    def _reason(self, targets: int) -> str:
+        tried = (
+            f"none of the peer's {targets} addresses answered"
+            if targets != 1
+            else "the peer's address did not answer"
+        )
+        return "; ".join(dict.fromkeys(self._errors)) or f"{tried} within {self._punch.timeouts.punch:g} s"

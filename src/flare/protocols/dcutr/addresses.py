@@ -1,0 +1,85 @@
+"""Which addresses go into a CONNECT, and which of a peer's are worth a try (DCUtR.md, "The Protocol")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flare.protocols.exchange import MESSAGE_LIMIT, PUNCH
+from flare.wire.messages import HolePunch, HolePunchType
+
+if TYPE_CHECKING:
+    from flare.wire.multiaddr import Multiaddr
+    from flare.wire.peer_id import PeerId
+
+IsPublic = Callable[["Multiaddr"], bool]
+
+
+def connect_message(addrs: Iterable[Multiaddr]) -> HolePunch:
+    """A CONNECT with as many of our addresses, in their order, as fit into one message; never a circuit."""
+    message = HolePunch(type=HolePunchType.CONNECT, obs_addrs=())
+    for addr in dict.fromkeys(addrs):
+        if addr.is_circuit:
+            continue
+        longer = HolePunch(type=HolePunchType.CONNECT, obs_addrs=(*message.obs_addrs, addr))
+        if len(longer.encode()) > MESSAGE_LIMIT:
+            break
+        message = longer
+    return message
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What of a CONNECT is tried. `other_transports` and `unusable` count what is not; `sentence` says so."""
+
+    addrs: tuple[Multiaddr, ...]
+    other_transports: int = 0
+    unusable: int = 0
+
+    @property
+    def sentence(self) -> str:
+        """Why there is nothing to try."""
+        if self.other_transports and not self.unusable:
+            return f"the peer offers {self.other_transports} addresses, none of them TCP"
+        if self.other_transports or self.unusable:
+            return (
+                f"the peer offers no TCP address that can be reached from here "
+                f"({self.other_transports} of other transports, {self.unusable} private or unusable)"
+            )
+        return "the peer offers no address"
+
+
+def choose_targets(
+    theirs: Sequence[Multiaddr],
+    ours: Sequence[Multiaddr],
+    peer: PeerId,
+    *,
+    is_public: IsPublic,
+    limit: int = PUNCH.max_targets,
+) -> Targets:
+    """The peer's TCP addresses that are tried, public ones first.
+
+    A private address is tried only when the peer can be in our network: it shares a public IP with us, or
+    either side knows of no public address. Else a peer could have us knock at our own network's doors.
+    """
+    public_here = {addr.ip for addr in ours if is_public(addr)}
+    public_there = {addr.ip for addr in theirs if is_public(addr)}
+    same_network = not public_here or not public_there or bool(public_here & public_there)
+    public: list[Multiaddr] = []
+    private: list[Multiaddr] = []
+    other = unusable = 0
+    for addr in dict.fromkeys(theirs):
+        if addr.is_circuit or addr.ip is None or addr.peer_id not in (None, peer):
+            unusable += 1
+        elif addr.transport != "tcp":
+            other += 1
+        elif not addr.port or addr.ip.is_unspecified or addr.ip.is_multicast:
+            unusable += 1
+        elif is_public(addr):
+            public.append(addr.without_peer())
+        elif same_network and not addr.ip.is_loopback and not addr.ip.is_link_local:
+            private.append(addr.without_peer())
+        else:
+            unusable += 1
+    return Targets(tuple(dict.fromkeys(public + private))[:limit], other, unusable)
