@@ -2,7 +2,8 @@
 
     probe.py LOCAL_PORT PEER_IP PEER_PORT START_MONOTONIC SECONDS
 
-Listens and connects on one port; prints {"event": "connected", "how", "seconds"} once a byte came back, or "failed".
+Listens and connects on one port; prints {"event": "connected", "how", "seconds"} once a byte came back, or
+"failed".
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ def main() -> int:
             if greet(accepted, "accept", start):
                 return 0
         if writable and dialler is not None:
-            if dialler.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0 and greet(dialler, "connect", start):
+            if dialler.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0 and greet(
+                dialler, "connect", start
+            ):
                 return 0
             dialler.close()
             dialler = None

@@ -33,6 +33,9 @@ class Fabric:
     def __init__(self, default: Path | None = None, seed: int = 0) -> None:
         self.default = default or Path()
         self.lost: Counter[str] = Counter()  # packets by the reason they did not arrive
+        self.carried: Counter[tuple[int, int]] = (
+            Counter()
+        )  # packets sent and not lost, by source and destination
         self._paths: dict[tuple[int, int], Path] = {}
         self._arrivals: list[tuple[float, int, Packet]] = []
         self._sequence = 0
@@ -71,6 +74,7 @@ class Fabric:
         else:
             arrival = start + path.delay + (self._rng.random() * path.jitter if path.jitter else 0.0)
             arrival = self._last[pair] = max(arrival, self._last.get(pair, 0.0))
+        self.carried[pair] += 1
         self._sequence += 1
         heapq.heappush(self._arrivals, (arrival, self._sequence, packet))
         return True

@@ -66,5 +66,3 @@ class Tracer:
     def close(self) -> None:
         if self._capture is not None:
             self._capture.close()
-        if self._text is not None:
-            self._text.close()

@@ -1,0 +1,58 @@
+"""What must come out for each pair of NATs: physics, not flare's opinion of itself."""
+
+from __future__ import annotations
+
+# direct: a hole punch works. relayed: the ports that matter cannot be known in advance. either: they may be
+# predicted (sequential allocation), or over UDP found by birthday, which is allowed and not demanded.
+_TCP = """
+               open     addr     port     seq      sym
+    open       direct   direct   direct   direct   direct
+    addr                direct   direct   direct   direct
+    port                         direct   either   relayed
+    seq                                   either   either
+    sym                                            relayed
+"""
+_UDP = """
+               open     addr     port     seq      sym
+    open       direct   direct   direct   direct   direct
+    addr                direct   direct   direct   direct
+    port                         direct   either   either
+    seq                                   either   either
+    sym                                            relayed
+"""
+_CLASSES = {
+    "none": "open",
+    "full": "open",
+    "addr": "addr",
+    "port": "port",
+    "port-rst": "port",
+    "port-acc": "port",
+    "cgn": "port",
+    "sym-seq": "seq",
+    "sym": "sym",
+    "adm": "sym",
+    "cgn-sym": "sym",
+}
+OUTCOMES = {
+    "direct": frozenset({"direct"}),
+    "relayed": frozenset({"relayed"}),
+    "either": frozenset({"direct", "relayed"}),
+}
+
+
+def _parse(table: str) -> dict[frozenset[str], str]:
+    header, *rows = (line.split() for line in table.strip().splitlines())
+    cells: dict[frozenset[str], str] = {}
+    for index, (name, *row) in enumerate(rows):
+        for column, cell in zip(header[index:], row, strict=True):
+            cells[frozenset({name, column})] = cell
+    return cells
+
+
+_TABLES = {"tcp": _parse(_TCP), "udp": _parse(_UDP)}
+
+
+def expected(a: str, b: str, transport: str = "tcp") -> frozenset[str]:
+    """The outcomes that are right for this pair of kinds, in either order."""
+    table = _TABLES["tcp" if transport == "tcp" else "udp"]
+    return OUTCOMES[table[frozenset({_CLASSES[a], _CLASSES[b]})]]
