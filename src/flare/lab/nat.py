@@ -259,7 +259,7 @@ class Nat:
             if mapping is not None and not mapping.sessions and self._stale(mapping, remote, now):
                 self._unmap(mapping)
                 mapping = None
-            mapping = mapping or self._allocate(key, protocol, inside, remote)
+            mapping = mapping or self._allocate(key, protocol, inside, remote if key == full else None)
             # The router itself can hold this port towards this remote: then the flow gets a port to itself.
             if mapping is None or (protocol, mapping.port, remote) not in self._outside:
                 return mapping
@@ -269,10 +269,11 @@ class Nat:
         return mapping.expires <= now or (mapping.protocol, mapping.port, remote) in self._outside
 
     def _allocate(
-        self, key: tuple[int, ...], protocol: int, inside: Endpoint, remote: Endpoint
+        self, key: tuple[int, ...], protocol: int, inside: Endpoint, remote: Endpoint | None
     ) -> Mapping | None:
         for port in self.config.allocation.candidates(inside[1], self._allocated, self._rng):
-            if (protocol, port) not in self._ports and (protocol, port, remote) not in self._outside:
+            taken = remote is not None and (protocol, port, remote) in self._outside
+            if (protocol, port) not in self._ports and not taken:
                 self._allocated += 1
                 mapping = Mapping(key, protocol, inside, port)
                 self._mappings[key] = self._ports[protocol, port] = mapping

@@ -140,6 +140,19 @@ class Packet:
         """TCP sequence numbers that the segment takes: its payload, SYN and FIN."""
         return len(self.payload) + bool(self.flags & SYN) + bool(self.flags & FIN)
 
+    def checksums_right(self) -> bool:
+        """Whether the IP and inner checksums hold, and the IP one of what an error quotes."""
+        if ones_sum(self.data[self.start : self.header]) != 0xFFFF:
+            return False
+        body = self.data[self.header :]
+        if self.quoted or (self.protocol == UDP and body[6:8] == b"\0\0"):
+            return True
+        pseudo = struct.pack("!IIBBH", self.src, self.dst, 0, self.protocol, len(body))
+        if ones_sum(bytes(body) if self.protocol == ICMP else pseudo + body) != 0xFFFF:
+            return False
+        quote = self.embedded()
+        return quote is None or quote.checksums_right()
+
     def decrement_ttl(self) -> bool:
         """One hop: False when the packet dies of it."""
         ttl = self.ttl
