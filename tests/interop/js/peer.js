@@ -20,7 +20,7 @@ const USAGE = `usage:
   peer.js listen [--listen ADDR]... [--relay ADDR]...
   peer.js ping ADDR [--count N] [--relay ADDR]... [--timeout S]
   peer.js echo ADDR [--bytes N] [--relay ADDR]... [--timeout S]
-common: [--key ed25519|ecdsa|secp256k1|rsa]`
+common: [--key ed25519|secp256k1|rsa] (js-libp2p makes no peer id of an ECDSA key)`
 
 const UNLIMITED = 1_000_000
 
@@ -60,7 +60,7 @@ function toldToStop () {
 }
 
 async function privateKey (kind) {
-  const names = { ed25519: 'Ed25519', ecdsa: 'ECDSA', secp256k1: 'secp256k1', rsa: 'RSA' }
+  const names = { ed25519: 'Ed25519', secp256k1: 'secp256k1', rsa: 'RSA' }
   if (names[kind] == null) {
     throw new Error(`unknown key type ${kind}`)
   }

@@ -8,7 +8,8 @@ pub const USAGE: &str = "usage:
   interop-rust relay  [--listen ADDR]... [--limits | --no-limits]
   interop-rust listen [--listen ADDR]... [--relay ADDR]... [--punch]
   interop-rust ping ADDR [--count N] [--punch] [--listen ADDR]... [--relay ADDR]... [--timeout S]
-  interop-rust echo ADDR [--bytes N] [--listen ADDR]... [--relay ADDR]... [--timeout S]";
+  interop-rust echo ADDR [--bytes N] [--listen ADDR]... [--relay ADDR]... [--timeout S]
+common: [--key ed25519|ecdsa|secp256k1]";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Command {
@@ -28,6 +29,7 @@ pub struct Options {
     pub count: usize,
     pub bytes: usize,
     pub timeout: Duration,
+    pub key: String,
 }
 
 impl Options {
@@ -49,6 +51,7 @@ impl Options {
             count: 1,
             bytes: 65536,
             timeout: Duration::from_secs(30),
+            key: "ed25519".to_owned(),
         };
         if matches!(command, Command::Ping | Command::Echo) {
             options.target = Some(value("ADDR", args.next())?);
@@ -66,7 +69,7 @@ impl Options {
                     options.timeout = Duration::try_from_secs_f64(value(&flag, args.next())?)
                         .map_err(|error| format!("--timeout: {error}"))?;
                 }
-                "--key" if args.next().as_deref() == Some("ed25519") => {}
+                "--key" => options.key = value(&flag, args.next())?,
                 other => return Err(format!("unexpected argument {other:?}")),
             }
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures::{AsyncWriteExt as _, StreamExt as _};
 use libp2p::{
     Multiaddr, StreamProtocol, Swarm, SwarmBuilder, dcutr, identify,
+    identity::Keypair,
     multiaddr::Protocol,
     noise, ping, relay,
     swarm::{NetworkBehaviour, behaviour::toggle::Toggle},
@@ -35,7 +36,7 @@ pub fn build(options: &Options) -> Result<Swarm<Behaviour>, Failure> {
         Command::Ping => Duration::from_millis(50),
         _ => Duration::from_secs(3600),
     };
-    let swarm = SwarmBuilder::with_new_identity()
+    let swarm = SwarmBuilder::with_existing_identity(identity(&options.key)?)
         .with_tokio()
         .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, yamux::Config::default)?
         .with_relay_client(noise::Config::new, yamux::Config::default)?
@@ -60,6 +61,16 @@ pub fn build(options: &Options) -> Result<Swarm<Behaviour>, Failure> {
         .build();
     tokio::spawn(serve_echo(swarm.behaviour().stream.new_control()));
     Ok(swarm)
+}
+
+/// rust-libp2p generates no RSA keys; it verifies them.
+fn identity(kind: &str) -> Result<Keypair, Failure> {
+    match kind {
+        "ed25519" => Ok(Keypair::generate_ed25519()),
+        "ecdsa" => Ok(Keypair::generate_ecdsa()),
+        "secp256k1" => Ok(Keypair::generate_secp256k1()),
+        other => Err(format!("cannot generate a key of type {other:?}").into()),
+    }
 }
 
 /// As shipped, or without limits: zero bytes means unlimited, the duration cannot exceed what its field holds. A rust
