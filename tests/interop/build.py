@@ -56,7 +56,9 @@ def _go() -> tuple[str, ...]:
 
 
 def _rust() -> tuple[str, ...]:
-    _run(["cargo", "build", "--quiet", "--release", "--locked"], RUST, "Rust 1.88 or newer, https://rustup.rs")
+    _run(
+        ["cargo", "build", "--quiet", "--release", "--locked"], RUST, "Rust 1.88 or newer, https://rustup.rs"
+    )
     return (str(RUST / "target" / "release" / "interop-rust"),)
 
 
@@ -75,7 +77,12 @@ def _run(command: list[str], where: Path, tool: str) -> None:
         raise BuildFailed(f"{where.name} peer: {command[0]} is not installed (needs {tool})")
     try:
         built = subprocess.run(
-            command, cwd=where, capture_output=True, text=True, timeout=BUILD_TIMEOUT, check=False,
+            command,
+            cwd=where,
+            capture_output=True,
+            text=True,
+            timeout=BUILD_TIMEOUT,
+            check=False,
             stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired as error:

@@ -1,0 +1,66 @@
+"""Builds the peers before the first test; writes the table of outcomes when FLARE_INTEROP_TABLE names a file."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.interop import build
+from tests.interop.table import Place, Table
+
+Cell = Callable[[str, str, str], None]
+
+HERE = Path(__file__).parent
+
+_table = Table()
+_broken: dict[str, str] = {}
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build here, where no test's timeout counts. A failure is kept for the tests that need the peer."""
+    ours = [item for item in session.items if HERE in item.path.parents]
+    if not ours or session.config.option.collectonly:
+        return
+    for kind in build.PEERS:
+        if any(kind in getattr(item, "callspec", _NoParameters).params.values() for item in ours):
+            try:
+                build.program(kind)
+            except build.BuildFailed as error:
+                _broken[kind] = str(error)
+
+
+class _NoParameters:
+    params: dict[str, object] = {}  # noqa: RUF012 - stands for a test without parameters
+
+
+@pytest.fixture
+def cell(request: pytest.FixtureRequest) -> Cell:
+    """`cell(section, row, column)` says which cell of the table the test's outcome belongs to.
+
+    Fails the test when a peer among its parameters could not be built, with the builder's words.
+    """
+
+    def note(section: str, row: str, column: str) -> None:
+        request.node.user_properties.append(("interop", Place(section, row, column)))
+        parameters = getattr(request.node, "callspec", _NoParameters).params
+        for kind, reason in _broken.items():
+            if kind in parameters.values():
+                pytest.fail(reason, pytrace=False)
+
+    return note
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Take in the outcome of a test's body, or of its set-up when that failed."""
+    if report.when == "call" or (report.when == "setup" and report.failed):
+        for name, place in report.user_properties:
+            if name == "interop":
+                _table.add(place, report.passed)  # type: ignore[arg-type]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the table where FLARE_INTEROP_TABLE says."""
+    path = os.environ.get("FLARE_INTEROP_TABLE")
+    if path and _table.verdicts:
+        _table.write(Path(path))

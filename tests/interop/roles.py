@@ -1,0 +1,69 @@
+"""What a peer does in a test, told apart by role and not by implementation: relay, listen, ping, echo."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.interop.peer import Event, Peer, PeerFailed
+
+LOOPBACK = "/ip4/127.0.0.1/tcp/0"
+
+# flare's own program over its Python API, for what the command does not do (serving an echo).
+EMBEDDED = (sys.executable, str(Path(__file__).parent / "flare_peer.py"))
+
+
+@contextmanager
+def relay(kind: str, *, limits: bool = False) -> Iterator[str]:
+    """The address of a relay that runs on loopback meanwhile."""
+    arguments = ["relay", "--listen", LOOPBACK]
+    if kind == "flare":
+        arguments += ["--json"] if limits else ["--no-limits", "--json"]
+    else:
+        arguments += ["--limits"] if limits else ["--no-limits"]
+    with Peer(kind, *arguments) as peer:
+        yield _first(peer, peer.expect("listening"))
+
+
+@contextmanager
+def listener(kind: str, *, through: str | None = None, key: str | None = None) -> Iterator[str]:
+    """The address of a peer that serves ping, identify and echo: its own, or the one through a relay."""
+    arguments = ["listen", "--listen", LOOPBACK]
+    arguments += ["--relay", through] if through else []
+    arguments += ["--key", key] if key else []
+    with Peer(kind, *arguments, command=EMBEDDED if kind == "flare" else None) as peer:
+        direct = _first(peer, peer.expect("listening"))
+        if through is None:
+            yield direct
+            return
+        reserved = peer.expect("reserved")
+        if not through.endswith(f"/p2p/{reserved['relay']}"):
+            raise PeerFailed(f"{peer.name}: reserved on {reserved['relay']}, not on {through}")
+        yield _first(peer, reserved)
+
+
+def ping(kind: str, target: str, *, count: int = 3, key: str | None = None) -> list[Event]:
+    """The pongs of one pinger that ended well."""
+    arguments = ["ping", target, "--count", str(count), "--timeout", "20"]
+    arguments += ["--key", key] if key else []
+    with Peer(kind, *arguments, command=EMBEDDED if kind == "flare" else None) as peer:
+        peer.finish()
+    if not peer.named("done"):
+        raise PeerFailed(f"{peer.name}: ended without a done event: {json.dumps(peer.events)}")
+    return peer.named("pong")
+
+
+def echo(kind: str, target: str, size: int) -> Event:
+    """`size` bytes there and back, compared by the peer; its echoed event."""
+    command = EMBEDDED if kind == "flare" else None
+    with Peer(kind, "echo", target, "--bytes", str(size), "--timeout", "30", command=command) as peer:
+        peer.finish(40)
+    (echoed,) = peer.named("echoed")
+    return echoed
+
+
+def _first(peer: Peer, event: Event) -> str:
+    if not event.get("addrs"):
+        raise PeerFailed(f"{peer.name}: a {event['event']} event without addresses")
+    return str(event["addrs"][0])

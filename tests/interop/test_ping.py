@@ -1,0 +1,36 @@
+"""Directly: ping, identify and a megabyte of echo, flare with each peer, both ways."""
+
+import pytest
+
+from tests.interop import roles
+from tests.interop.conftest import Cell
+from tests.interop.table import DIRECT, NAMES
+
+pytestmark = pytest.mark.interop
+
+PEERS = ("go", "rust", "js")
+MEGABYTE = 1 << 20
+
+
+def _pairs() -> list[tuple[str, str]]:
+    return [("flare", peer) for peer in PEERS] + [(peer, "flare") for peer in PEERS]
+
+
+@pytest.mark.parametrize(("dialer", "listener"), _pairs())
+def test_ping(dialer: str, listener: str, cell: Cell) -> None:
+    cell(DIRECT, "ping and identify", f"{NAMES[dialer]} dials {NAMES[listener]}")
+    with roles.listener(listener) as address:
+        pongs = roles.ping(dialer, address, count=3)
+    assert len(pongs) == 3
+    assert {pong["path"].partition("/")[0] for pong in pongs} == {"direct"}
+    assert all(0 < pong["rtt_ms"] < 5000 for pong in pongs), pongs
+
+
+@pytest.mark.parametrize(("dialer", "listener"), _pairs())
+@pytest.mark.parametrize("size", [0, 1, 65_537, 4 * MEGABYTE])
+def test_echo(dialer: str, listener: str, size: int, cell: Cell) -> None:
+    cell(DIRECT, "echo, up to 4 MiB, half-closed", f"{NAMES[dialer]} dials {NAMES[listener]}")
+    with roles.listener(listener) as address:
+        echoed = roles.echo(dialer, address, size)
+    assert echoed["bytes"] == size
+    assert echoed["path"].startswith("direct")
