@@ -1,0 +1,297 @@
+"""The ground under links, streams and splices: locking, events, timers, deferred death. See core.pxd for the rules."""
+
+from cpython.object cimport PyObject
+from cpython.exc cimport PyErr_WriteUnraisable
+from libc.stdlib cimport calloc, free, malloc, realloc
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.unistd cimport write
+
+cdef extern from *:
+    """
+    #define flare_load(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
+    #define flare_swap(p, v) __atomic_exchange_n((p), (v), __ATOMIC_ACQ_REL)
+    #define flare_add(p, v) __atomic_add_fetch((p), (v), __ATOMIC_ACQ_REL)
+    #define flare_cas(p, old, v) __atomic_compare_exchange_n((p), (old), (v), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
+    """
+    node* flare_load(node** p) noexcept nogil
+    node* flare_swap(node** p, node* v) noexcept nogil
+    uint32_t flare_add(uint32_t* p, int v) noexcept nogil
+    bint flare_cas(node** p, node** old, node* v) noexcept nogil
+
+
+cdef int64_t monotonic() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <int64_t>t.tv_sec * 1000000000 + t.tv_nsec
+
+
+cdef core* core_new() except NULL:
+    cdef core* c = <core*>calloc(1, sizeof(core))
+    if c == NULL:
+        raise MemoryError
+    pthread_mutex_init(&c.mutex, NULL)
+    c.refs = 1
+    c.wake_fd = c.poll_fd = c.timer_fd = -1
+    c.now = monotonic()
+    return c
+
+
+cdef void core_ref(core* c) noexcept nogil:
+    flare_add(&c.refs, 1)
+
+
+cdef void core_unref(core* c) noexcept nogil:
+    cdef int i
+    if flare_add(&c.refs, -1) != 0:
+        return
+    # the Engine closed every link before it let go, so only orphans and graves are left
+    run_orphans(c)
+    while next_event(c, NULL) != NULL:
+        pass
+    while c.dirty_head != NULL:
+        c.dirty_head.dirty = 0
+        c.dirty_head = c.dirty_head.dirty_next
+    reap(c)
+    for i in range(c.spare_count):
+        free(c.spares[i])
+    free(c.heap)
+    free(c.scratch)
+    pthread_mutex_destroy(&c.mutex)
+    free(c)
+
+
+# Entering
+
+cdef void enter(core* c) noexcept:
+    if pthread_mutex_trylock(&c.mutex) != 0:
+        # whoever holds it may need the GIL to let go (a record opened by `cryptography`)
+        with nogil:
+            pthread_mutex_lock(&c.mutex)
+    c.now = monotonic()
+    if flare_load(&c.orphans) != NULL:
+        run_orphans(c)
+
+
+cdef void leave(core* c) noexcept:
+    cdef bint wake = False
+    cdef int64_t deadline
+    if c.graves != NULL and not c.keeping:
+        reap(c)
+    if not c.woken and not c.passing and not c.closed:
+        deadline = next_deadline(c)
+        wake = c.dirty_head != NULL or c.events_head != NULL or (
+            deadline != 0 and (c.armed == 0 or deadline < c.armed)
+        )
+        c.woken = wake
+    pthread_mutex_unlock(&c.mutex)
+    if not wake:
+        return
+    if c.on_wake == NULL:
+        wake_poller(c)
+        return
+    callback = <object>c.on_wake
+    try:
+        callback()
+    except BaseException:
+        PyErr_WriteUnraisable(callback)
+
+
+cdef void enter_nogil(core* c) noexcept nogil:
+    pthread_mutex_lock(&c.mutex)
+    c.now = monotonic()
+    if flare_load(&c.orphans) != NULL:
+        run_orphans(c)
+
+
+cdef void leave_nogil(core* c) noexcept nogil:
+    if c.graves != NULL and not c.keeping:
+        reap(c)
+    pthread_mutex_unlock(&c.mutex)
+
+
+cdef void wake_poller(core* c) noexcept nogil:
+    cdef uint64_t one = 1
+    if c.wake_fd >= 0:
+        write(c.wake_fd, &one, 8)
+
+
+# Dirty nodes: they have something to write
+
+cdef void set_dirty(core* c, node* n) noexcept nogil:
+    if n.dirty:
+        return
+    n.dirty = 1
+    n.dirty_next = NULL
+    if c.dirty_tail == NULL:
+        c.dirty_head = n
+    else:
+        c.dirty_tail.dirty_next = n
+    c.dirty_tail = n
+
+
+cdef void flush_dirty(core* c) noexcept nogil:
+    cdef node* n = c.dirty_head
+    cdef node* following
+    c.dirty_head = c.dirty_tail = NULL
+    while n != NULL:
+        following = n.dirty_next
+        n.dirty = 0
+        n.ops.flush(n)
+        n = following
+
+
+# Events for Python
+
+cdef void notify(core* c, node* n, uint32_t events) noexcept nogil:
+    n.events |= events
+    if n.has_event:
+        return
+    n.has_event = 1
+    n.event_next = NULL
+    if c.events_tail == NULL:
+        c.events_head = n
+    else:
+        c.events_tail.event_next = n
+    c.events_tail = n
+
+
+cdef node* next_event(core* c, uint32_t* events) noexcept nogil:
+    cdef node* n = c.events_head
+    if n == NULL:
+        return NULL
+    c.events_head = n.event_next
+    if c.events_head == NULL:
+        c.events_tail = NULL
+    n.has_event = 0
+    if events != NULL:
+        events[0] = n.events
+    n.events = 0
+    c.counters.events += 1
+    return n
+
+
+# Death
+
+cdef void bury(core* c, node* n) noexcept nogil:
+    if n.buried:
+        return
+    n.buried = 1
+    n.grave_next = c.graves
+    c.graves = n
+
+
+cdef void reap(core* c) noexcept nogil:
+    cdef node* n
+    cdef node* waiting = NULL
+    while c.graves != NULL:
+        n = c.graves
+        c.graves = n.grave_next
+        if n.has_event or n.dirty:
+            n.grave_next = waiting
+            waiting = n
+        else:
+            n.ops.free(n)
+    c.graves = waiting
+
+
+cdef void disown(core* c, node* n) noexcept:
+    cdef node* top = flare_load(&c.orphans)
+    n.owner = NULL
+    n.orphan_next = top
+    while not flare_cas(&c.orphans, &top, n):
+        n.orphan_next = top
+    if top == NULL and not c.closed:
+        wake_poller(c)
+    core_unref(c)
+
+
+cdef void run_orphans(core* c) noexcept nogil:
+    cdef node* n = flare_swap(&c.orphans, NULL)
+    cdef node* following
+    while n != NULL:
+        following = n.orphan_next
+        n.held = 0
+        n.ops.orphan(n)
+        n = following
+
+
+# Timers: a binary heap whose entries know their place
+
+cdef inline void heap_put(core* c, uint32_t i, timer* t) noexcept nogil:
+    c.heap[i] = t
+    t.slot = i + 1
+
+
+cdef void heap_up(core* c, uint32_t i) noexcept nogil:
+    cdef timer* t = c.heap[i]
+    cdef uint32_t parent
+    while i > 0:
+        parent = (i - 1) >> 1
+        if c.heap[parent].deadline <= t.deadline:
+            break
+        heap_put(c, i, c.heap[parent])
+        i = parent
+    heap_put(c, i, t)
+
+
+cdef void heap_down(core* c, uint32_t i) noexcept nogil:
+    cdef timer* t = c.heap[i]
+    cdef uint32_t child
+    while True:
+        child = 2 * i + 1
+        if child >= c.timers:
+            break
+        if child + 1 < c.timers and c.heap[child + 1].deadline < c.heap[child].deadline:
+            child += 1
+        if c.heap[child].deadline >= t.deadline:
+            break
+        heap_put(c, i, c.heap[child])
+        i = child
+    heap_put(c, i, t)
+
+
+cdef int timer_set(core* c, timer* t, int64_t deadline) noexcept nogil:
+    cdef timer** grown
+    cdef uint32_t cap
+    if t.slot == 0:
+        if c.timers == c.timers_cap:
+            cap = c.timers_cap * 2 if c.timers_cap else 64
+            grown = <timer**>realloc(c.heap, cap * sizeof(timer*))
+            if grown == NULL:
+                return -1
+            c.heap = grown
+            c.timers_cap = cap
+        heap_put(c, c.timers, t)
+        c.timers += 1
+    t.deadline = deadline
+    heap_up(c, t.slot - 1)
+    heap_down(c, t.slot - 1)
+    return 0
+
+
+cdef void timer_clear(core* c, timer* t) noexcept nogil:
+    cdef uint32_t i
+    cdef timer* last
+    if t.slot == 0:
+        return
+    i = t.slot - 1
+    t.slot = 0
+    c.timers -= 1
+    if i == c.timers:
+        return
+    last = c.heap[c.timers]
+    heap_put(c, i, last)
+    heap_up(c, i)
+    heap_down(c, last.slot - 1)
+
+
+cdef int64_t next_deadline(core* c) noexcept nogil:
+    return c.heap[0].deadline if c.timers else 0
+
+
+cdef void fire_timers(core* c) noexcept nogil:
+    cdef timer* t
+    while c.timers and c.heap[0].deadline <= c.now:
+        t = c.heap[0]
+        timer_clear(c, t)
+        t.fire(t.subject)

@@ -1,0 +1,296 @@
+"""The engine drives links: one poller of its own, and a pass over C structs that holds no GIL.
+
+Its descriptor is registered with an event loop as a single reader; each wake-up makes one pass and then calls back, in one
+batch, for what concerns Python.
+"""
+
+import os
+import socket
+
+from cpython.exc cimport PyErr_WriteUnraisable
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from flare._core.aead cimport aead_init
+from flare._core.core cimport (
+    core,
+    core_new,
+    core_unref,
+    enter,
+    enter_nogil,
+    fire_timers,
+    flush_dirty,
+    leave,
+    leave_nogil,
+    monotonic,
+    next_deadline,
+    next_event,
+    node,
+)
+from flare._core.link cimport Link, LinkStream
+from flare._core.link_io cimport (
+    END_LOCAL,
+    LINK_DEAD,
+    QUANTUM,
+    SCRATCH,
+    WATCH_READ,
+    WATCH_WRITE,
+    link,
+    link_die,
+    link_feed,
+    link_new,
+    link_read,
+    link_start,
+    link_writable,
+)
+from flare._core.records cimport RecordKeys
+from flare._core.splice cimport Splice
+from flare._core.yamux cimport INITIAL_WINDOW, stream
+
+from flare.errors import UsageError
+
+include "poller.pxi"
+
+cdef enum:
+    ROUNDS = 4  # of flushing in a pass, before others get their turn
+    EVENTS = 256  # taken out of the engine at a time
+
+cdef object LINGER = 5.0
+
+
+cdef void run(core* c, int64_t timeout) noexcept nogil:
+    """One pass: wait, read, parse, splice, send."""
+    cdef polled ready[POLLED]
+    cdef int n
+    cdef int i
+    cdef int readers = 0
+    cdef size_t quantum
+    n = poller_wait(c, ready, timeout)
+    enter_nogil(c)
+    c.passing = 1
+    c.woken = 0
+    c.counters.passes += 1
+    for i in range(n):
+        readers += ready[i].what & WATCH_READ
+        if ready[i].what & WATCH_WRITE and ready[i].link.state != LINK_DEAD:
+            link_writable(ready[i].link)
+    fire_timers(c)
+    quantum = SCRATCH if readers == 1 else QUANTUM
+    for i in range(n):
+        if ready[i].what & WATCH_READ and ready[i].link.state != LINK_DEAD:
+            link_read(ready[i].link, quantum)
+    flush(c)
+    leave_nogil(c)
+
+
+cdef void flush(core* c) noexcept nogil:
+    cdef int i
+    for i in range(ROUNDS):
+        if c.dirty_head == NULL:
+            break
+        flush_dirty(c)
+    poller_arm(c, next_deadline(c))
+
+
+cdef int set_limits(link* l, object limits) except -1:
+    cdef double second = 1e9
+    l.mux.limits.max_window = getattr(limits, "max_window", 16 << 20)
+    l.mux.limits.max_receive = getattr(limits, "max_receive", 64 << 20)
+    l.mux.limits.max_streams = getattr(limits, "max_streams", 1024)
+    l.mux.limits.backlog = getattr(limits, "backlog", 256)
+    l.mux.limits.high_water = getattr(limits, "send_high_water", 1 << 20)
+    l.mux.limits.keepalive = <int64_t>(<double>getattr(limits, "keepalive", 30.0) * second)
+    l.mux.limits.keepalive_timeout = <int64_t>(<double>getattr(limits, "keepalive_timeout", 10.0) * second)
+    l.linger = <int64_t>(<double>LINGER * second)
+    return 0
+
+
+cdef class Engine:
+    """Drives links. `on_wake`, when set, is called instead of waking the descriptor: `loop.call_soon(engine.run_pass)`."""
+
+    cdef core* c
+    cdef readonly set links
+    cdef readonly set splices
+    cdef object wake
+
+    def __cinit__(self):
+        cdef int error
+        self.links = set()
+        self.splices = set()
+        self.c = core_new()
+        error = poller_open(self.c)
+        if error:
+            raise OSError(error, os.strerror(error))
+
+    def __dealloc__(self):
+        if self.c != NULL:
+            self.shut()
+            core_unref(self.c)
+
+    cdef void shut(self):
+        cdef core* c = self.c
+        c.on_wake = NULL
+        enter(c)
+        c.closed = 1
+        while c.links != NULL:
+            link_die(<link*>c.links, END_LOCAL, 0)
+        poller_close(c)
+        leave(c)
+
+    def fileno(self):
+        return self.c.poll_fd
+
+    @property
+    def closed(self):
+        return bool(self.c.closed)
+
+    @property
+    def on_wake(self):
+        return self.wake
+
+    @on_wake.setter
+    def on_wake(self, callback):
+        self.wake = callback
+        self.c.on_wake = NULL if callback is None else <void*>callback
+
+    def attach(self, int fd, *, RecordKeys record, bint initiator, leftover=b"", limits=None):
+        cdef Link made
+        try:
+            self.check_open()
+            if record is not None:
+                record.check_unused()
+        except UsageError:
+            os.close(fd)
+            raise
+        sock = socket.socket(fileno=fd)
+        try:
+            sock.setblocking(False)
+            if sock.family in (socket.AF_INET, socket.AF_INET6):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            try:
+                peername = sock.getpeername()
+            except OSError:
+                peername = None  # gone already: the first read says how
+        finally:
+            sock.detach()
+        made = self.make(fd, record, initiator, limits)
+        made.peername = peername
+        self.begin(made, leftover)
+        return made
+
+    def attach_memory(self, *, RecordKeys record, bint initiator, leftover=b"", limits=None):
+        cdef Link made
+        self.check_open()
+        made = self.make(-1, record, initiator, limits)
+        self.begin(made, leftover)
+        return made
+
+    cdef int check_open(self) except -1:
+        if self.c.closed:
+            raise UsageError("the engine is closed")
+        return 0
+
+    cdef Link make(self, int fd, RecordKeys record, bint initiator, object limits):
+        cdef Link made = Link.__new__(Link)
+        cdef int kind = record.kind if record is not None else 0
+        cdef link* l
+        if kind:
+            record.check_unused()
+        l = link_new(self.c, fd, initiator, kind)
+        if l == NULL:
+            raise MemoryError
+        made.bind(self, self.c, l)  # from here on the wrapper's death is the link's
+        set_limits(l, limits)
+        if kind:
+            record.used = True
+            l.key = record.receiving
+            l.mux.out.key = record.sending
+        return made
+
+    cdef int begin(self, Link made, leftover) except -1:
+        cdef const uint8_t[::1] data = leftover
+        cdef link* l = made.l
+        self.links.add(made)
+        enter(self.c)
+        link_start(l)
+        if data.shape[0]:
+            link_feed(l, &data[0], data.shape[0])
+        leave(self.c)
+        return 0
+
+    def run_pass(self, int64_t timeout_ns=0):
+        cdef core* c = self.c
+        cdef int called
+        if c.closed or c.keeping:
+            return 0
+        c.keeping = 1
+        with nogil:
+            run(c, timeout_ns)
+        try:
+            called = self.deliver()
+        finally:
+            with nogil:
+                enter_nogil(c)
+                if not c.closed:
+                    flush(c)
+                c.keeping = c.passing = 0
+                leave_nogil(c)
+            enter(c)
+            leave(c)  # wakes the next pass if something is left
+        return called
+
+    cdef int deliver(self) except -1:
+        """Call back for everything the pass noted. Nothing is freed meanwhile (core.keeping)."""
+        cdef core* c = self.c
+        cdef node* nodes[EVENTS]
+        cdef uint32_t events[EVENTS]
+        cdef int n = 0
+        cdef int i
+        cdef list batch = []
+        cdef list last = []
+        enter(c)
+        while n < EVENTS:
+            nodes[n] = next_event(c, &events[n])
+            if nodes[n] == NULL:
+                break
+            n += 1
+        leave(c)
+        for i in range(n):
+            if nodes[i].owner == NULL:
+                continue
+            owner = <object>nodes[i].owner
+            if type(owner) is LinkStream:
+                if (<LinkStream>owner).s.hooks == NULL:
+                    batch.append((owner, events[i]))
+            elif type(owner) is Link:
+                (<Link>owner).collect(events[i], batch, last)
+            else:
+                (<Splice>owner).collect(last)
+        batch.extend(last)
+        for callback, argument in batch:
+            if type(callback) is LinkStream:
+                callback = (<LinkStream>callback).on_event
+            if callback is None:
+                continue
+            try:
+                callback(argument)
+            except BaseException:
+                PyErr_WriteUnraisable(callback)
+        return len(batch)
+
+    def close(self):
+        cdef core* c = self.c
+        if c.closed:
+            return
+        self.shut()
+        self.deliver()
+
+    @property
+    def counters(self):
+        return {
+            "passes": self.c.counters.passes,
+            "receives": self.c.counters.receives,
+            "sends": self.c.counters.sends,
+            "bytes_in": self.c.counters.bytes_in,
+            "bytes_out": self.c.counters.bytes_out,
+            "events": self.c.counters.events,
+        }

@@ -1,0 +1,67 @@
+# A link as the pass sees it: a descriptor (or none, for a memory link), records, and a yamux session.
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from flare._core.aead cimport aead
+from flare._core.core cimport core, node, timer
+from flare._core.yamux cimport mux
+
+cdef enum:
+    SCRATCH = 256 * 1024  # one recv when a link is alone
+    SCRATCH_FRONT = 64  # room before it for one byte of a record's length
+    QUANTUM = 64 * 1024  # one recv when several links are ready
+    CONTROL_SLACK = 256 * 1024  # of unsent control frames above the high-water mark before reading stops
+
+cdef enum watched:
+    WATCH_NONE = 0
+    WATCH_READ = 1
+    WATCH_WRITE = 2
+
+cdef enum link_state:
+    LINK_OPEN = 0
+    LINK_CLOSING = 1  # go-away sent: waits until all is sent and the peer is gone
+    LINK_DEAD = 2
+
+cdef enum link_end:
+    END_NONE = 0
+    END_LOCAL  # closed or aborted here
+    END_EOF
+    END_TRUNCATED  # EOF within a record or frame
+    END_ERRNO
+    END_VIOLATION
+    END_RECORD
+    END_KEEPALIVE
+    END_MEMORY
+
+cdef struct link:
+    mux mux  # first: a mux* is a link*
+    aead key  # of what is received
+    timer timer  # keepalive, or how long closing may take
+    link* next
+    link* previous
+    uint8_t* partial  # a record that has begun
+    size_t partial_n
+    size_t partial_size  # 0: none
+    uint8_t first_byte  # of a record's length, when only that has arrived
+    uint8_t has_first_byte
+    uint8_t kind
+    uint8_t state
+    uint8_t end
+    uint8_t watching
+    uint8_t shut
+    int fd  # -1: memory link, or dead
+    bint in_memory
+    int error  # errno, or a record_error
+    int64_t received_at
+    int64_t linger
+    uint64_t bytes_in
+    uint64_t bytes_out
+
+cdef link* link_new(core* c, int fd, bint initiator, int kind) noexcept nogil
+cdef void link_start(link* l) noexcept nogil  # limits are set: watch the descriptor, start keepalive
+cdef void link_read(link* l, size_t quantum) noexcept nogil
+cdef void link_feed(link* l, const uint8_t* data, size_t n) noexcept nogil
+cdef void link_writable(link* l) noexcept nogil
+cdef void link_close(link* l, uint32_t code) noexcept nogil
+cdef void link_abort(link* l) noexcept nogil
+cdef void link_die(link* l, int end, int error) noexcept nogil

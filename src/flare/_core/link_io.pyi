@@ -1,0 +1,1 @@
+"""Moving the bytes of a link in C; see link_io.pxd. No names for Python."""

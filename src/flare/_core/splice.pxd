@@ -1,0 +1,39 @@
+# Relay copying: what one stream receives is written to another, in C, with limits.
+
+from libc.stdint cimport uint8_t, uint64_t
+
+from flare._core.core cimport core, node, timer
+from flare._core.yamux cimport stream
+
+cdef enum splice_reason:
+    DONE_CLOSED = 1
+    DONE_RESET
+    DONE_LIMIT
+    DONE_DEADLINE
+    DONE_LINK
+    DONE_CANCELLED
+
+cdef struct way:
+    stream* source
+    stream* target
+    uint64_t limit  # 0: none
+    uint64_t carried
+    uint8_t fin
+
+cdef struct splice_pair:
+    node node
+    core* core
+    timer timer
+    way ways[2]
+    int reason  # 0: still going
+
+
+cdef class Splice:
+    cdef splice_pair* p
+    cdef core* c
+    cdef readonly object a
+    cdef readonly object b
+    cdef object on_done
+    cdef object engine
+
+    cdef int collect(self, list last) except -1

@@ -1,0 +1,44 @@
+from collections.abc import Callable
+from typing import NamedTuple
+
+from flare._core.link import LinkStream
+
+class SpliceResult(NamedTuple):
+    """How a splice ended and what it carried."""
+
+    reason: str
+    """closed, reset, limit, deadline, link or cancelled"""
+    bytes_a_to_b: int
+    bytes_b_to_a: int
+
+class Splice:
+    """Two streams joined. The engine keeps it until it is done."""
+
+    @property
+    def a(self) -> LinkStream: ...
+    @property
+    def b(self) -> LinkStream: ...
+    @property
+    def bytes_a_to_b(self) -> int: ...
+    @property
+    def bytes_b_to_a(self) -> int: ...
+    @property
+    def done(self) -> bool: ...
+    def cancel(self) -> None:
+        """Reset both streams; `on_done` still comes."""
+
+def splice(
+    a: LinkStream,
+    b: LinkStream,
+    *,
+    limit_a_to_b: int = 0,
+    limit_b_to_a: int = 0,
+    deadline_ns: int = 0,
+    on_done: Callable[[SpliceResult], object] | None,
+) -> Splice:
+    """Join two streams of one engine until both directions end (circuit-v2.md): bytes that wait in them go first.
+
+    Limits are bytes (0: none); the byte after the last one allowed resets both streams, as does the deadline, in monotonic
+    nanoseconds. Meanwhile the streams cannot be read or written and have no events. Raises UsageError for streams of two
+    engines or closed for writing, StreamReset and ConnectionClosed for dead ones.
+    """

@@ -1,0 +1,242 @@
+"""Relay copying (circuit-v2.md): a stream of one link joined to a stream of another, with limits and a deadline.
+
+What arrives on one side is framed and encrypted straight into the other link's output buffer. What finds no room there waits
+in the receiving stream, whose peer gets no new credit for it: back-pressure runs from end to end.
+"""
+
+from typing import NamedTuple
+
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdlib cimport calloc, free
+
+from flare._core.core cimport bury, core, core_ref, disown, enter, leave, node, node_ops, notify, timer_clear, timer_set
+from flare._core.link cimport LinkStream
+from flare._core.yamux cimport (
+    stream,
+    stream_close_write,
+    stream_credit,
+    stream_hooks,
+    stream_peek,
+    stream_reset,
+    stream_skip,
+    stream_store,
+    stream_write,
+)
+
+from flare.errors import UsageError
+
+cdef tuple REASONS = ("", "closed", "reset", "limit", "deadline", "link", "cancelled")
+
+
+cdef inline way* from_source(stream* s) noexcept nogil:
+    cdef splice_pair* p = <splice_pair*>s.hooked
+    return &p.ways[0] if p.ways[0].source == s else &p.ways[1]
+
+
+cdef inline size_t carry(way* w, const uint8_t* data, size_t n) noexcept nogil:
+    cdef size_t taken
+    if w.limit:
+        n = min(n, <size_t>(w.limit - w.carried))
+    taken = stream_write(w.target, data, n)
+    w.carried += taken
+    return taken
+
+
+cdef void pump(splice_pair* p, way* w) noexcept nogil:
+    """Carry what waits in the source, and then its FIN."""
+    cdef const uint8_t* data = NULL
+    cdef size_t n
+    cdef size_t taken
+    while p.reason == 0:
+        n = stream_peek(w.source, &data)
+        if n == 0:
+            break
+        taken = carry(w, data, n)
+        if p.reason:
+            return
+        if taken:
+            stream_skip(w.source, taken)
+        if taken < n:
+            if w.limit and w.carried == w.limit:
+                finish(p, DONE_LIMIT)
+            return
+    if p.reason == 0 and w.source.read_closed and not w.fin:
+        w.fin = 1
+        stream_close_write(w.target)
+        if p.ways[0].fin and p.ways[1].fin:
+            finish(p, DONE_CLOSED)
+
+
+cdef int on_data(stream* s, const uint8_t* data, size_t n) noexcept nogil:
+    cdef splice_pair* p = <splice_pair*>s.hooked
+    cdef way* w = from_source(s)
+    cdef size_t taken = 0
+    if s.rx.size == 0:
+        taken = carry(w, data, n)
+        if p.reason:
+            return 0
+    if taken < n:
+        if w.limit and w.carried == w.limit:
+            finish(p, DONE_LIMIT)
+            return 0
+        if stream_store(s, data + taken, n - taken) < 0:
+            return -1
+    if taken:
+        stream_credit(s)
+    return 0
+
+
+cdef void on_fin(stream* s) noexcept nogil:
+    pump(<splice_pair*>s.hooked, from_source(s))
+
+
+cdef void on_writable(stream* s) noexcept nogil:
+    cdef splice_pair* p = <splice_pair*>s.hooked
+    pump(p, &p.ways[0] if p.ways[0].target == s else &p.ways[1])
+    s.allowance = 0  # a turn that is not used up is not saved
+
+
+cdef void on_ended(stream* s) noexcept nogil:
+    finish(<splice_pair*>s.hooked, DONE_LINK if s.lost else DONE_RESET)
+
+
+cdef stream_hooks hooks
+hooks.data = on_data
+hooks.fin = on_fin
+hooks.writable = on_writable
+hooks.ended = on_ended
+
+
+cdef void finish(splice_pair* p, int reason) noexcept nogil:
+    cdef stream* a = p.ways[0].source
+    cdef stream* b = p.ways[1].source
+    if p.reason:
+        return
+    p.reason = reason
+    timer_clear(p.core, &p.timer)
+    a.hooks = b.hooks = NULL
+    a.hooked = b.hooked = NULL
+    if reason != DONE_CLOSED:
+        stream_reset(a)
+        stream_reset(b)
+    notify(p.core, &p.node, 1)
+
+
+cdef void on_deadline(node* n) noexcept nogil:
+    finish(<splice_pair*>n, DONE_DEADLINE)
+
+
+cdef void pair_orphan(node* n) noexcept nogil:
+    finish(<splice_pair*>n, DONE_CANCELLED)
+    bury((<splice_pair*>n).core, n)
+
+
+cdef void pair_free(node* n) noexcept nogil:
+    free(n)
+
+
+cdef void pair_flush(node* n) noexcept nogil:
+    pass
+
+
+cdef node_ops pair_ops
+pair_ops.flush = pair_flush
+pair_ops.orphan = pair_orphan
+pair_ops.free = pair_free
+
+
+class SpliceResult(NamedTuple):
+    """How a splice ended and what it carried."""
+
+    reason: str  # closed, reset, limit, deadline, link, cancelled
+    bytes_a_to_b: int
+    bytes_b_to_a: int
+
+
+cdef class Splice:
+    """Two streams joined. The engine keeps it until it is done."""
+
+    def __init__(self):
+        raise TypeError("a Splice is made by splice()")
+
+    def __dealloc__(self):
+        if self.p != NULL:
+            disown(self.c, &self.p.node)
+
+    def cancel(self):
+        if self.p == NULL:
+            raise UsageError("a Splice is made by splice()")
+        enter(self.c)
+        finish(self.p, DONE_CANCELLED)
+        leave(self.c)
+
+    @property
+    def bytes_a_to_b(self):
+        return self.p.ways[0].carried if self.p != NULL else 0
+
+    @property
+    def bytes_b_to_a(self):
+        return self.p.ways[1].carried if self.p != NULL else 0
+
+    @property
+    def done(self):
+        return self.p == NULL or self.p.reason != 0
+
+    cdef int collect(self, list last) except -1:
+        result = SpliceResult(REASONS[self.p.reason], self.p.ways[0].carried, self.p.ways[1].carried)
+        last.append((self.on_done, result))
+        self.on_done = None
+        self.engine.splices.discard(self)
+        return 0
+
+
+def splice(LinkStream a not None, LinkStream b not None, *, limit_a_to_b=0, limit_b_to_a=0, deadline_ns=0, on_done):
+    cdef stream* sa = a.use_here()
+    cdef stream* sb = b.use_here()
+    cdef splice_pair* p
+    cdef Splice self
+    cdef int64_t deadline = deadline_ns
+    cdef int failed = 0
+    if a.c != b.c:
+        raise UsageError("both streams of a splice belong to links of one engine")
+    if sa == sb:
+        raise UsageError("a stream cannot be spliced to itself")
+    a.check(sa)
+    b.check(sb)
+    if sa.write_closed or sb.write_closed:
+        raise UsageError("a stream that was closed for writing cannot be spliced")
+    self = Splice.__new__(Splice)
+    self.a = a
+    self.b = b
+    self.on_done = on_done
+    self.engine = a.link.engine
+    p = <splice_pair*>calloc(1, sizeof(splice_pair))
+    if p == NULL:
+        raise MemoryError
+    p.ways[0].limit = limit_a_to_b
+    p.ways[1].limit = limit_b_to_a
+    p.node.ops = &pair_ops
+    p.node.held = 1
+    p.core = a.c
+    p.timer.subject = &p.node
+    p.timer.fire = on_deadline
+    p.ways[0].source = p.ways[1].target = sa
+    p.ways[1].source = p.ways[0].target = sb
+    self.p = p
+    self.c = a.c
+    core_ref(a.c)
+    p.node.owner = <void*>self
+    self.engine.splices.add(self)
+    enter(self.c)
+    if deadline and timer_set(self.c, &p.timer, deadline) < 0:
+        failed = 1
+    else:
+        sa.hooks = sb.hooks = &hooks
+        sa.hooked = sb.hooked = p
+        pump(p, &p.ways[0])
+        pump(p, &p.ways[1])
+    leave(self.c)
+    if failed:
+        self.engine.splices.discard(self)
+        raise MemoryError
+    return self

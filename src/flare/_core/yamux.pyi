@@ -1,0 +1,1 @@
+"""yamux in C; see yamux.pxd. No names for Python."""
