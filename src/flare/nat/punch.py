@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flare.config import Config
 from flare.errors import FlareError, PunchFailed
@@ -29,7 +29,7 @@ from flare.wire.multiaddr import Multiaddr, is_public
 from flare.wire.peer_id import PeerId
 
 if TYPE_CHECKING:
-    from flare.transport.connection import Connection, StreamHandlers
+    from flare.transport.connection import Connection
 
     from flare.transport.stream import Stream
 
@@ -37,6 +37,14 @@ log = logging.getLogger("flare.nat.punch")
 
 OWN_AGENT: Final = "flare/"
 PunchEvent = PunchStarted | PunchSucceeded | PunchGaveUp
+
+
+class Handlers(Protocol):
+    """Where protocols are registered."""
+
+    def add(
+        self, protocol: str, handler: Callable[[Stream], Awaitable[None]], *, allow_limited: bool = False
+    ) -> None: ...
 
 
 class _Upgrade:
@@ -106,7 +114,7 @@ class HolePuncher:
         self._retiring: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    def register(self, handlers: StreamHandlers) -> None:
+    def register(self, handlers: Handlers) -> None:
         """Serve /libp2p/dcutr, over limited connections too."""
         handlers.add(dcutr.PROTOCOL, self.serve, allow_limited=True)
 

@@ -89,9 +89,10 @@ class TcpPunch:
 
 
 def _core_punch() -> Callable[..., Any]:
-    from flare._core.punch import punch
+    from flare._core import punch
 
-    return punch
+    core: Callable[..., Any] = punch.punch
+    return core
 
 
 class _Race:

@@ -228,9 +228,9 @@ class HopService:
         """Ours with our id; with none, the one this peer reached: some peers fail on an empty list."""
         me = self._identity.peer_id
         usable = [addr for addr in self._addrs() if not addr.is_circuit and addr.peer_id in (None, me)]
-        return [
-            addr.without_peer().with_peer(me) for addr in dict.fromkeys(usable or [connection.local_addr])
-        ]
+        if not usable and connection.local_addr is not None:
+            usable = [connection.local_addr]
+        return [addr.without_peer().with_peer(me) for addr in dict.fromkeys(usable)]
 
     def _limit(self, *ends: PeerId) -> Limit | None:
         """What circuits between these may carry, as the wire says it: None is no limit, as is a 0 in it."""
