@@ -13,7 +13,9 @@ from tests.support.linked import simulated
 from tests.support.streams import stream_pair
 
 
-@pytest.mark.parametrize(("up", "down"), [(0, 0), (1, 0), (0, 1), (1_000_000, 300_001), (perf.CHUNK, perf.CHUNK)])
+@pytest.mark.parametrize(
+    ("up", "down"), [(0, 0), (1, 0), (0, 1), (1_000_000, 300_001), (perf.CHUNK, perf.CHUNK)]
+)
 @aio
 async def test_so_many_bytes_up_and_down(up: int, down: int) -> None:
     near, far = stream_pair()

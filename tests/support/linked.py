@@ -187,9 +187,7 @@ def relayed(
     dialler: Identity = ALICE, listener: Identity = BOB, *, latency: float = 0.0, limit: Any = None
 ) -> tuple[End, End]:
     """Both ends of a connection through RELAY."""
-    near, far = linked(
-        dialler, listener, latency=latency, relay=RELAY.peer_id, limit=limit, path="relayed"
-    )
+    near, far = linked(dialler, listener, latency=latency, relay=RELAY.peer_id, limit=limit, path="relayed")
     circuit = Multiaddr(f"{RELAY_ADDR}/p2p/{RELAY.peer_id}/p2p-circuit")
     for end in (near, far):
         end.local_addr, end.remote_addr = None, circuit
