@@ -1,4 +1,4 @@
-"""Builds the peers before the first test; writes the table of outcomes when FLARE_INTEROP_TABLE names a file."""
+"""Builds the peers before the first test; writes the table of outcomes where FLARE_INTEROP_TABLE says."""
 
 import os
 from collections.abc import Callable

@@ -25,16 +25,17 @@ SECTIONS = (DIRECT, COMMAND, IDENTITIES, *(through(kind) for kind in NAMES), PUN
 
 HEAD = """# flare with its peers
 
-What `make interop` saw, cell by cell: **yes** when every test of the cell passed, **NO** when one did not, – where
-there is nothing to test. The peers are small programs of our own in `tests/interop` over the newest releases, TCP
-with Noise and yamux, each a process of its own on loopback; hole punching runs in the lab, across two NATs.
+What `make interop` saw, cell by cell: **yes** when every test of the cell passed, **NO** when one did not,
+– where there is nothing to test. The peers are small programs of our own in `tests/interop` over the newest
+releases: TCP, Noise and yamux, each a process of its own on loopback. Hole punching runs in the lab, across two
+NATs.
 
 """
 
 FOOT = """
 js-libp2p cannot punch (Node has no SO_REUSEPORT for outgoing sockets), and has no peer ids of ECDSA keys.
-rust-libp2p generates no RSA keys but verifies them. A rust-libp2p relay always announces a limit, so its circuits
-are limited connections even where it enforces none.
+rust-libp2p generates no RSA keys but verifies them. A rust-libp2p relay always announces a limit, so its
+circuits are limited connections even where it enforces none.
 """
 
 

@@ -1,0 +1,125 @@
+"""flare as a peer of the interoperability tests: the command line that the go, rust and js peers have, over the API.
+
+    flare_peer.py listen [--listen ADDR]... [--relay ADDR]...
+    flare_peer.py ping ADDR [--count N] [--timeout S]
+    flare_peer.py echo ADDR [--bytes N] [--timeout S]
+    common: [--key ed25519|ecdsa|secp256k1|rsa]
+
+It never punches: what the `flare` command does is tested with the command itself.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+
+import flare
+from flare.events import ReservationAccepted
+from flare.protocols import ping
+
+ECHO = "/echo/1.0.0"
+
+
+def emit(event: str, **fields: object) -> None:
+    """One JSON line."""
+    print(json.dumps({"event": event, **fields}), flush=True)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("listen", "ping", "echo"):
+        command = commands.add_parser(name)
+        if name != "listen":
+            command.add_argument("target")
+        command.add_argument("--listen", action="append", default=[])
+        command.add_argument("--relay", action="append", default=[])
+        command.add_argument("--count", type=int, default=1)
+        command.add_argument("--bytes", type=int, default=65_536)
+        command.add_argument("--timeout", type=float, default=30.0)
+        command.add_argument("--key", default="ed25519")
+    return parser.parse_args()
+
+
+async def serve_echo(stream: flare.Stream) -> None:
+    """Everything back, until the peer half-closes."""
+    while data := await stream.read():
+        await stream.write(data)
+    await stream.close_write()
+
+
+async def listen(host: flare.Host) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    host.handle(ECHO, serve_echo, allow_limited=True)
+    host.on_event(report)
+    emit(
+        "listening",
+        peer=str(host.peer_id),
+        addrs=[str(addr) for addr in host.full_addrs if not addr.is_circuit],
+    )
+    await stopped.wait()
+
+
+def report(event: object) -> None:
+    """Print a reservation."""
+    if isinstance(event, ReservationAccepted):
+        emit("reserved", relay=str(event.relay), addrs=[str(addr) for addr in event.addrs])
+
+
+async def send_pings(connection: flare.Connection, count: int) -> None:
+    """`count` pings one after the other."""
+    for _ in range(count):
+        seconds = await ping.ping(connection)
+        emit("pong", rtt_ms=seconds * 1000, path=connection.path)
+    emit("done")
+
+
+async def send_echo(connection: flare.Connection, size: int) -> None:
+    """`size` random bytes there and back, writing and reading at once."""
+    sent = os.urandom(size)
+    start = time.perf_counter()
+    received = bytearray()
+
+    async with connection.open_stream(ECHO, allow_limited=True) as stream:
+
+        async def write() -> None:
+            await stream.write(sent)
+            await stream.close_write()
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(write())
+            while data := await stream.read():
+                received += data
+    if received != sent:
+        raise SystemExit(f"echo: {size} bytes sent, {len(received)} other bytes received")
+    emit("echoed", bytes=size, seconds=time.perf_counter() - start, path=connection.path)
+
+
+async def main(args: argparse.Namespace) -> None:
+    """Do what the command line says."""
+    identity = flare.Identity.generate(kind=args.key)
+    async with flare.Host(identity=identity, listen=args.listen, relays=args.relay, punch=False) as host:
+        if args.command == "listen":
+            await listen(host)
+            return
+        async with asyncio.timeout(args.timeout):
+            connection = await host.connect(args.target)
+            if args.command == "ping":
+                await send_pings(connection, args.count)
+            else:
+                await send_echo(connection, args.bytes)
+
+
+if __name__ == "__main__":
+    try:
+        asyncio.run(main(parse()))
+    except (flare.FlareError, TimeoutError) as error:
+        emit("error", reason=f"{type(error).__name__}: {error}")
+        sys.exit(1)
