@@ -1,4 +1,4 @@
-"""flare as a peer of the interoperability tests: the command line that the go, rust and js peers have, over the API.
+"""flare as a peer of the tests: the command line that the go, rust and js peers have, over the Python API.
 
     flare_peer.py listen [--listen ADDR]... [--relay ADDR]...
     flare_peer.py ping ADDR [--count N] [--timeout S]

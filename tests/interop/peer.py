@@ -71,15 +71,15 @@ class Peer:
             if event.get("event") == "garbage":
                 raise self._failure(f"printed something that is not JSON: {event['line']!r}")
 
-    def finish(self, timeout: float = 30.0) -> list[Event]:
-        """Waits for the program to end by itself with exit code 0; all its events. Raises PeerFailed."""
+    def finish(self, timeout: float = 30.0, *, code: int = 0) -> list[Event]:
+        """Waits for the program to end by itself with that exit code; all its events. Raises PeerFailed."""
         try:
-            code = self._process.wait(timeout)
+            ended = self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             raise self._failure(f"still running after {timeout:g} s") from None
         self._drain()
-        if code != 0:
-            raise self._failure(f"exit code {code}")
+        if ended != code:
+            raise self._failure(f"exit code {ended}, not {code}")
         return self.events
 
     def named(self, name: str) -> list[Event]:

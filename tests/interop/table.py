@@ -27,8 +27,8 @@ HEAD = """# flare with its peers
 
 What `make interop` saw, cell by cell: **yes** when every test of the cell passed, **NO** when one did not,
 – where there is nothing to test. The peers are small programs of our own in `tests/interop` over the newest
-releases: TCP, Noise and yamux, each a process of its own on loopback. Hole punching runs in the lab, across two
-NATs.
+releases: TCP, Noise and yamux, each a process of its own on loopback. Hole punching runs in the lab, across
+two NATs.
 
 """
 
