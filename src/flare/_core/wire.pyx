@@ -9,7 +9,6 @@ into them any more.
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject_GenericSetAttr
-from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove
@@ -28,6 +27,7 @@ cdef enum:
     DELIMITED = 2
     FIXED32 = 5
     MAX_FIELDS = 32            # of one schema: its numbers live in a C array
+    MAX_KEY = 5                # bytes of a field's number and wire type
     MAX_NUMBER = (1 << 29) - 1
     MAX_MESSAGE = 0x7FFFFFFF
 
@@ -253,10 +253,14 @@ cdef class Schema:
         cdef uint64_t number
         cdef int wire_type, status
         cdef Py_ssize_t i
+        cdef const uint8_t* start
         while c.ptr < c.end:
+            start = c.ptr
             status = cursor_varint(c, &key)
             if status != CURSOR_OK:
                 raise DecodeError(f"{self.name}: {reason(status)}")
+            if c.ptr - start > MAX_KEY:
+                raise DecodeError(f"{self.name}: key too long")
             number = key >> 3
             wire_type = key & 7
             if not 1 <= number <= MAX_NUMBER:
@@ -296,14 +300,8 @@ cdef class Schema:
         if part.ptr == NULL:
             raise DecodeError(f"{self.name}.{field.name}: {reason(CURSOR_SHORT)}")
         part.end = part.ptr + raw
-        if field.kind == BYTES:
+        if field.kind == BYTES or field.kind == STRING:
             store(field, values, index, PyBytes_FromStringAndSize(<const char*>part.ptr, <Py_ssize_t>raw))
-        elif field.kind == STRING:
-            try:
-                value = PyUnicode_DecodeUTF8(<char*>part.ptr, <Py_ssize_t>raw, NULL)
-            except UnicodeDecodeError:
-                raise DecodeError(f"{self.name}.{field.name}: not UTF-8") from None
-            store(field, values, index, value)
         elif field.kind == MESSAGE:
             if not field.repeated and values[index] is not None:
                 value = values[index]  # merges, as protobuf says
@@ -331,7 +329,7 @@ cdef class Schema:
             value = values[i]
             if value is not None:
                 if field.repeated:
-                    if field.kind == MESSAGE or field.convert is not None:
+                    if field.kind >= STRING:
                         value = [final(self, field, item) for item in value]
                         if field.lenient:
                             value = [item for item in value if item is not None]
@@ -407,6 +405,11 @@ cdef object final(Schema schema, Field field, object value):
     """What the dataclass holds for one collected value; None for what a lenient field drops."""
     if field.kind == MESSAGE:
         return field.schema.build(value)
+    if field.kind == STRING:
+        try:
+            return (<bytes>value).decode()
+        except UnicodeDecodeError:
+            raise DecodeError(f"{schema.name}.{field.name}: not UTF-8") from None
     if field.convert is None:
         return value
     try:
