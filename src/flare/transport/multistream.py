@@ -36,15 +36,15 @@ _HEADER: Final = encode(HEADER)
 _NOT_AVAILABLE: Final = encode(NOT_AVAILABLE)
 
 
-async def select(channel: Channel, protocols: Sequence[str], timeout: float) -> str:
+async def select(channel: Channel, protocols: Sequence[str], timeout: float, peer: object = "the peer") -> str:
     """As the initiator, propose `protocols` in turn and give the first that the peer takes.
 
-    ProtocolNotSupported when it takes none, ProtocolViolation, TimedOut after `timeout` seconds.
+    ProtocolNotSupported when it takes none, ProtocolViolation, TimedOut after `timeout` seconds. `peer` is for its message.
     """
     if not protocols:
         raise UsageError("no protocol to propose")
-    async with within(timeout, f"agreeing with the peer on {' or '.join(protocols)}"):
-        await channel.write(_HEADER + encode(protocols[0]))
+    async with within(timeout, f"agreeing with {peer} on {' or '.join(protocols)}"):
+        await channel.write(proposal(protocols[0]))
         await _expect_header(channel)
         for index, protocol in enumerate(protocols):
             if index:
@@ -80,6 +80,31 @@ async def handle(channel: Channel, supported: Supported, timeout: float) -> str:
         raise ProtocolViolation(f"the peer proposed {MAX_PROPOSALS} protocols that we do not speak", protocol=HEADER)
 
 
+def proposal(protocol: str) -> bytes:
+    """What an initiator sends first when it does not wait between header and proposal."""
+    return _HEADER + encode(protocol)
+
+
+class Answer:
+    """The messages that must come back to a `proposal`: a header, then the protocol's name."""
+
+    __slots__ = ("_header_seen", "_protocol", "awaited")
+
+    def __init__(self, protocol: str) -> None:
+        self._protocol = protocol
+        self._header_seen = False
+        self.awaited = True  # there is more to come
+
+    def accepts(self, message: bytes) -> bool:
+        """Take the next message. False: the peer does not speak the protocol. ProtocolViolation."""
+        if not self._header_seen:
+            _check_header(message)
+            self._header_seen = True
+            return True
+        self.awaited = False
+        return _is_accepted(message, self._protocol)
+
+
 class Optimistic:
     """A channel that proposes one protocol along with the first bytes written, and checks the answer at the first read.
 
@@ -90,8 +115,7 @@ class Optimistic:
         self._channel = channel
         self._protocol = protocol
         self._proposed = False
-        self._header_seen = False
-        self._confirmed = False
+        self._answer = Answer(protocol)
 
     async def read(self, max_bytes: int) -> bytes:
         """As the channel's."""
@@ -112,30 +136,37 @@ class Optimistic:
         """As the channel's."""
         if not self._proposed:
             self._proposed = True
-            data = _HEADER + encode(self._protocol) + bytes(data)
+            data = proposal(self._protocol) + bytes(data)
         await self._channel.write(data)
 
     async def _confirm(self) -> None:
-        if self._confirmed:
-            return
         if not self._proposed:
             await self.write(b"")
-        if not self._header_seen:
-            await _expect_header(self._channel)
-            self._header_seen = True
-        if not await _accepted(self._channel, self._protocol):
-            raise ProtocolNotSupported((self._protocol,))
-        self._confirmed = True
+        while self._answer.awaited:
+            if not self._answer.accepts(await self._channel.read_frame(MAX_MESSAGE)):
+                raise ProtocolNotSupported((self._protocol,))
 
 
 async def _expect_header(channel: Channel) -> None:
-    first = await _receive(channel)
+    _check_header(await channel.read_frame(MAX_MESSAGE))
+
+
+async def _accepted(channel: Channel, protocol: str) -> bool:
+    return _is_accepted(await channel.read_frame(MAX_MESSAGE), protocol)
+
+
+async def _receive(channel: Channel) -> str:
+    return _name(await channel.read_frame(MAX_MESSAGE))
+
+
+def _check_header(message: bytes) -> None:
+    first = _name(message)
     if first != HEADER:
         raise ProtocolViolation(f"the peer began with {first[:40]!r}", protocol=HEADER)
 
 
-async def _accepted(channel: Channel, protocol: str) -> bool:
-    answer = await _receive(channel)
+def _is_accepted(message: bytes, protocol: str) -> bool:
+    answer = _name(message)
     if answer == protocol:
         return True
     if answer != NOT_AVAILABLE:
@@ -143,8 +174,7 @@ async def _accepted(channel: Channel, protocol: str) -> bool:
     return False
 
 
-async def _receive(channel: Channel) -> str:
-    message = await channel.read_frame(MAX_MESSAGE)
+def _name(message: bytes) -> str:
     if not message.endswith(b"\n"):
         raise DecodeError("a message without its newline", protocol=HEADER)
     try:

@@ -7,15 +7,20 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
+from flare._core.wire import frame
 from flare.errors import (
     ConnectionClosed,
     DecodeError,
     FrameTooLarge,
     NetworkError,
+    ProtocolNotSupported,
     StreamClosed,
     StreamReset,
     UsageError,
 )
+
+from flare.transport import multistream
+from flare.transport.deadline import within
 
 if TYPE_CHECKING:
     from flare.transport.connection import Connection
@@ -62,11 +67,13 @@ class Stream:
     """
 
     __slots__ = (
+        "__weakref__",
         "_closed",
         "_discard_timer",
         "_held",
         "_reader",
         "_reading",
+        "_unconfirmed",
         "_writer",
         "_writing",
         "connection",
@@ -85,6 +92,7 @@ class Stream:
         self._writer: asyncio.Future[None] | None = None
         self._reading = False
         self._writing: asyncio.Lock | None = None
+        self._unconfirmed: multistream.Answer | None = None  # what the first read must find (see `propose`)
         self._closed = False
         self._discard_timer: asyncio.TimerHandle | None = None
         core.on_event = self._on_event
@@ -103,9 +111,24 @@ class Stream:
         """Closed or reset here, or reset by the peer."""
         return self._closed or self.core.is_reset
 
+    @property
+    def finished(self) -> bool:
+        """Over in both directions."""
+        core = self.core
+        return core.is_reset or (core.write_closed and core.read_closed)
+
     def keep(self) -> None:
         """The stream outlives its handler: the handler's return does not close it."""
         self.kept = True
+
+    async def propose(self, protocol: str) -> None:
+        """Name `protocol` to the peer without waiting for its answer, which the first read checks.
+
+        Then that read raises ProtocolNotSupported, or TimedOut after Timeouts.negotiate seconds.
+        """
+        self.protocol = protocol
+        self._unconfirmed = multistream.Answer(protocol)
+        await self.write(multistream.proposal(protocol))
 
     # Reading
 
@@ -113,6 +136,8 @@ class Stream:
         """Whatever has come, up to `max_bytes`; waits when that is nothing. b"" once the peer closed its side."""
         self._begin_read()
         try:
+            if self._unconfirmed is not None:
+                await self._confirm(self._unconfirmed)
             if self._held:
                 data = bytes(self._held[:max_bytes])
                 del self._held[:max_bytes]
@@ -127,6 +152,8 @@ class Stream:
         """Exactly `n` bytes. StreamClosed when the peer's side ends before; what came stays readable."""
         self._begin_read()
         try:
+            if self._unconfirmed is not None:
+                await self._confirm(self._unconfirmed)
             while len(self._held) < n:
                 chunk = self._take(min(n - len(self._held), _AT_ONCE))
                 if chunk is None:
@@ -147,11 +174,13 @@ class Stream:
         """One frame with a uvarint length before it, and nothing past it. FrameTooLarge above `limit` bytes."""
         self._begin_read()
         try:
+            if self._unconfirmed is not None:
+                await self._confirm(self._unconfirmed)
             if self._held:
                 return await self._read_frame_held(limit)
-            while (frame := self._take_frame(limit)) is None:
+            while (payload := self._take_frame(limit)) is None:
                 await self._wait_readable()
-            return frame
+            return payload
         finally:
             self._reading = False
 
@@ -172,9 +201,19 @@ class Stream:
         if size > limit:
             raise FrameTooLarge(size, limit, protocol=self.protocol)
         await self._hold(at + size)
-        frame = bytes(self._held[at : at + size])
+        payload = bytes(self._held[at : at + size])
         del self._held[: at + size]
-        return frame
+        return payload
+
+    async def _confirm(self, answer: multistream.Answer) -> None:
+        async with within(self.connection.timeouts.negotiate, self._about("the peer's answer")):
+            while answer.awaited:
+                while (message := self._take_frame(multistream.MAX_MESSAGE)) is None:
+                    await self._wait_readable()
+                if not answer.accepts(message):
+                    self.reset()
+                    raise ProtocolNotSupported((self.protocol,), self.connection.remote_peer)
+        self._unconfirmed = None
 
     async def _hold(self, n: int) -> None:
         while len(self._held) < n:
@@ -230,7 +269,7 @@ class Stream:
 
     async def write_frame(self, payload: bytes) -> None:
         """Send `payload` with its length as a uvarint before it."""
-        await self.write(_frame(payload))
+        await self.write(frame(payload))
 
     def _give(self, data: bytes | bytearray | memoryview) -> int:
         try:
@@ -344,12 +383,3 @@ class Stream:
             return type(error)(self._about(str(error) or type(error).__name__))
         return error
 
-
-def _frame(payload: bytes) -> bytes:
-    size = len(payload)
-    prefix = bytearray()
-    while size >= 0x80:
-        prefix.append(size & 0x7F | 0x80)
-        size >>= 7
-    prefix.append(size)
-    return bytes(prefix) + payload

@@ -1,0 +1,279 @@
+"""A secured, multiplexed connection to one peer: what opens streams and hands inbound ones to their handlers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakSet
+
+from flare.config import Config, Timeouts
+from flare.errors import (
+    ConnectionClosed,
+    FlareError,
+    LimitedConnection,
+    ProtocolNotSupported,
+    TimedOut,
+    UsageError,
+)
+from flare.transport import multistream
+from flare.transport.deadline import within
+from flare.transport.stream import Stream, StreamCore
+from flare.transport.tasks import Tasks
+from flare.wire.keys import PublicKey
+from flare.wire.messages import Limit
+from flare.wire.multiaddr import Multiaddr
+from flare.wire.peer_id import PeerId
+
+if TYPE_CHECKING:
+    from flare.transport.upgrade import Upgraded
+
+log = logging.getLogger("flare.transport")
+
+Handler = Callable[[Stream], Awaitable[None]]
+Registry = Mapping[str, tuple[Handler, bool]]  # by protocol: the handler, and whether limited connections may have it
+
+
+class LinkCore(Protocol):
+    """What a connection needs of its multiplexer (flare._core.engine.Link). Nothing here blocks."""
+
+    on_stream: Callable[[StreamCore], None] | None
+    on_close: Callable[[BaseException | None], None] | None
+
+    def open_stream(self) -> StreamCore: ...
+    def close(self, goaway_code: int = 0) -> None: ...
+    def abort(self, reason: object = None) -> None: ...
+    def ping(self, callback: Callable[[int], None]) -> None: ...
+
+
+class Connection:
+    """A connection that is up. It is closed by `close` or `abort` here, or by the peer; then `closed` is true."""
+
+    def __init__(
+        self,
+        link: LinkCore,
+        upgraded: Upgraded,
+        *,
+        local_peer: PeerId,
+        local_addr: Multiaddr | None,
+        remote_addr: Multiaddr,
+        initiator: bool,
+        config: Config,
+        tasks: Tasks,
+        limit: Limit | None = None,
+        relay: PeerId | None = None,
+    ) -> None:
+        self.link = link
+        self.local_peer = local_peer
+        self.remote_peer = upgraded.remote_peer
+        self.remote_key: PublicKey = upgraded.remote_key
+        self.security = upgraded.security
+        self.muxer = upgraded.muxer
+        self.local_addr = local_addr
+        self.remote_addr = remote_addr
+        self.initiator = initiator  # we dialled it
+        self.limit = limit  # what a relay allows on it; None: it is unlimited
+        self.relay = relay  # which peer relays it; None: it is direct
+        self.opened_at = time.time()  # Unix seconds
+        self.closed = False
+        self.close_reason: BaseException | None = None  # None also when it was closed in good order
+        self.timeouts: Timeouts = config.timeouts
+        self._max_negotiating = config.mux.backlog
+        self._tasks = tasks
+        self._registry: Registry = {}
+        self._streams: WeakSet[Stream] = WeakSet()
+        self._negotiating = 0
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._on_closed: list[Callable[[Connection], None]] = []
+        link.on_close = self._link_closed
+        link.on_stream = self._link_stream
+
+    def __repr__(self) -> str:
+        state = " closed" if self.closed else ""
+        return f"<Connection {self.path}{state} with {self.remote_peer} at {self.remote_addr}>"
+
+    @property
+    def is_limited(self) -> bool:
+        """A relay limits what it may carry: only protocols that allow it may run on it."""
+        return self.limit is not None
+
+    @property
+    def is_relayed(self) -> bool:
+        """It goes through a relay."""
+        return self.relay is not None
+
+    @property
+    def path(self) -> str:
+        """How it reaches the peer: "direct/tcp", "relayed"."""
+        return "relayed" if self.is_relayed else f"direct/{self.remote_addr.transport}"
+
+    @property
+    def streams(self) -> list[Stream]:
+        """The streams open on it now, those being negotiated included."""
+        return [stream for stream in self._streams if not stream.finished]
+
+    def set_stream_handlers(self, registry: Registry) -> None:
+        """Who answers inbound streams. `registry` is read at each one, so that it may change."""
+        self._registry = registry
+
+    def add_close_callback(self, callback: Callable[[Connection], None]) -> None:
+        """Call `callback` when the connection is gone; at once if it is."""
+        if self.closed:
+            callback(self)
+        else:
+            self._on_closed.append(callback)
+
+    # Streams of ours
+
+    def open_stream(
+        self, *protocols: str, allow_limited: bool = False, lazy: bool = False, timeout: float | None = None
+    ) -> Opening:
+        """A stream that speaks the first of `protocols` that the peer takes: await it, or use it in `async with`.
+
+        `lazy`, with one protocol: do not wait for the peer's answer; its refusal comes from the first read. Raises
+        ProtocolNotSupported, LimitedConnection unless `allow_limited`, ConnectionClosed, ResourceLimit when too many
+        wait for the peer, TimedOut after `timeout` seconds (Timeouts.negotiate).
+        """
+        if not protocols or (lazy and len(protocols) > 1):
+            raise UsageError("name a protocol to open a stream for, and just one when lazy")
+        seconds = self.timeouts.negotiate if timeout is None else timeout
+        return Opening(self._open(protocols, allow_limited, lazy, seconds))
+
+    async def _open(self, protocols: tuple[str, ...], allow_limited: bool, lazy: bool, timeout: float) -> Stream:
+        if self.closed:
+            raise ConnectionClosed(f"the connection with peer {self.remote_peer} is closed") from self.close_reason
+        if self.is_limited and not allow_limited:
+            raise LimitedConnection(
+                f"{protocols[0]} is not allowed on the limited connection with peer {self.remote_peer} through {self.relay}"
+            )
+        stream = self._adopt(self.link.open_stream())
+        try:
+            if lazy:
+                await stream.propose(protocols[0])
+            else:
+                stream.protocol = await multistream.select(
+                    stream, protocols, timeout, f"peer {self.remote_peer}"
+                )
+        except ProtocolNotSupported:
+            stream.reset()
+            raise ProtocolNotSupported(protocols, self.remote_peer) from None
+        except BaseException:
+            stream.reset()
+            raise
+        return stream
+
+    def _adopt(self, core: StreamCore) -> Stream:
+        stream = Stream(core, self)
+        self._streams.add(stream)
+        return stream
+
+    # Streams of the peer
+
+    def _link_stream(self, core: StreamCore) -> None:
+        if self._negotiating >= self._max_negotiating:
+            core.reset()
+            return
+        self._negotiating += 1
+        self._tasks.start(self._serve(self._adopt(core)), f"stream {core.id} of {self.remote_peer}")
+
+    async def _serve(self, stream: Stream) -> None:
+        """Negotiate an inbound stream and run its handler; the stream ends with it, unless the handler keeps it."""
+        try:
+            try:
+                stream.protocol = await multistream.handle(stream, self._offers, self.timeouts.negotiate)
+            finally:
+                self._negotiating -= 1
+            handler, _ = self._registry[stream.protocol]
+            await handler(stream)
+        except (FlareError, OSError) as error:
+            log.debug("%r failed: %s", stream, error, extra=self._context(stream))
+            stream.reset()
+        except Exception:
+            log.exception("the handler of %s failed", stream.protocol, extra=self._context(stream))
+            stream.reset()
+        except BaseException:
+            stream.reset()
+            raise
+        else:
+            if not stream.kept:
+                stream.close_now()
+
+    def _offers(self, protocol: str) -> bool:
+        entry = self._registry.get(protocol)
+        return entry is not None and (entry[1] or not self.is_limited)
+
+    def _context(self, stream: Stream) -> dict[str, object]:
+        return {"peer": str(self.remote_peer), "connection": repr(self), "protocol": stream.protocol}
+
+    # Its health and its end
+
+    async def ping(self, timeout: float | None = None) -> float:
+        """The round trip to the peer in seconds, by the multiplexer's own ping. ConnectionClosed, TimedOut."""
+        if self.closed:
+            raise ConnectionClosed(f"the connection with peer {self.remote_peer} is closed") from self.close_reason
+        answered: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def pong(rtt_ns: int) -> None:
+            if not answered.done():
+                answered.set_result(rtt_ns)
+
+        self.link.ping(pong)
+        async with within(self.timeouts.ping if timeout is None else timeout, f"a ping to peer {self.remote_peer}"):
+            await asyncio.wait((answered, self._ended), return_when=asyncio.FIRST_COMPLETED)
+        if not answered.done():
+            raise ConnectionClosed(f"the connection with peer {self.remote_peer} closed under a ping")
+        return answered.result() / 1e9
+
+    async def close(self) -> None:
+        """Say goodbye, send what is written and close; after Timeouts.close seconds without ado. Streams end."""
+        if not self.closed:
+            self.link.close()
+            try:
+                async with within(self.timeouts.close, f"closing the connection with peer {self.remote_peer}"):
+                    await self.wait_closed()
+            except TimedOut:
+                self.abort("it did not close in time")
+
+    def abort(self, reason: object = "aborted") -> None:
+        """Close at once; what was not sent is lost."""
+        if not self.closed:
+            self.link.abort(str(reason))
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection is gone."""
+        await asyncio.shield(self._ended)
+
+    def _link_closed(self, reason: BaseException | None) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self.close_reason = reason
+        self._ended.set_result(None)
+        log.debug("%r: %s", self, reason or "closed", extra={"peer": str(self.remote_peer)})
+        for callback in self._on_closed:
+            callback(self)
+        self._on_closed.clear()
+
+
+class Opening:
+    """A stream being opened: `await` it for the stream, or `async with` it to have it closed at the end."""
+
+    __slots__ = ("_opening", "_stream")
+
+    def __init__(self, opening: Coroutine[Any, Any, Stream]) -> None:
+        self._opening = opening
+
+    def __await__(self) -> Generator[Any, None, Stream]:
+        return self._opening.__await__()
+
+    async def __aenter__(self) -> Stream:
+        self._stream = await self._opening
+        return self._stream
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._stream.__aexit__(kind, error, traceback)

@@ -1,0 +1,309 @@
+"""TCP: listening, accepting, dialling from the listening port, and taking over sockets that a punch made."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import logging
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from flare.config import Config
+from flare.errors import FlareError, InvalidMultiaddr, NetworkError, UsageError
+from flare.transport.channel import SocketChannel
+from flare.transport.connection import Connection
+from flare.transport.deadline import within
+from flare.transport.loop_engine import LoopEngine
+from flare.transport.sockets import IpAddress, abort, endpoint, interface_addresses, listening_socket, tcp_socket
+from flare.transport.tasks import Tasks
+from flare.transport.upgrade import upgrade
+from flare.wire.keys import Identity
+from flare.wire.multiaddr import Multiaddr
+from flare.wire.peer_id import PeerId
+
+log = logging.getLogger("flare.transport.tcp")
+
+ACCEPTS_A_TURN: Final = 64  # connections accepted before the loop runs something else
+ACCEPT_PAUSE: Final = 0.1  # seconds without accepting after the process ran out of descriptors or memory
+_EXHAUSTED: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+_PORT_TAKEN: Final = frozenset((errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES, errno.EINVAL))
+
+Expected = Callable[[socket.socket, Multiaddr], None]
+
+
+class Listener:
+    """A socket that listens. `addr` is where, `addrs` are the addresses that it stands for."""
+
+    def __init__(self, transport: TcpTransport, sock: socket.socket) -> None:
+        self._transport = transport
+        self.sock = sock
+        self.ip, self.port = endpoint(sock.getsockname())
+        self._loop = asyncio.get_running_loop()
+        self._resume: asyncio.TimerHandle | None = None
+        self.closed = False
+        self._loop.add_reader(sock, self._accept)
+
+    @property
+    def addr(self) -> Multiaddr:
+        """The address it was bound to."""
+        return Multiaddr(f"/ip{self.ip.version}/{self.ip}/tcp/{self.port}")
+
+    @property
+    def addrs(self) -> list[Multiaddr]:
+        """The addresses it can be dialled at: a wildcard is each interface's address now."""
+        if not self.ip.is_unspecified:
+            return [self.addr]
+        return [Multiaddr(f"/ip{ip.version}/{ip}/tcp/{self.port}") for ip in interface_addresses(self.ip.version)]
+
+    def close(self) -> None:
+        """Accept no more. Connections stay."""
+        if not self.closed:
+            self.closed = True
+            if self._resume is not None:
+                self._resume.cancel()
+            else:
+                self._loop.remove_reader(self.sock)
+            self.sock.close()
+            self._transport.listeners.remove(self)
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPTS_A_TURN):
+            try:
+                sock, address = self.sock.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except ConnectionError:
+                continue  # it was gone before we came
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    log.error("accepting on %s: %s", self.addr, error)
+                    continue
+                log.warning("accepting on %s pauses: %s", self.addr, error)
+                self._loop.remove_reader(self.sock)
+                self._resume = self._loop.call_later(ACCEPT_PAUSE, self._accept_again)
+                return
+            sock.setblocking(False)
+            self._transport.accepted(sock, address)
+
+    def _accept_again(self) -> None:
+        self._resume = None
+        self._loop.add_reader(self.sock, self._accept)
+
+
+class TcpTransport:
+    """All TCP of one host. `on_connection` is given each inbound connection when it is up."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        engine: LoopEngine,
+        config: Config,
+        *,
+        on_connection: Callable[[Connection], None],
+        tasks: Tasks | None = None,
+    ) -> None:
+        self._identity = identity
+        self._engine = engine
+        self._config = config
+        self._on_connection = on_connection
+        self._tasks = tasks if tasks is not None else Tasks()
+        self._own_tasks = tasks is None
+        self._loop = asyncio.get_running_loop()
+        self._expected: dict[IpAddress, list[Expected]] = {}
+        self._handshakes: Counter[object] = Counter()  # inbound, by what counts as one IP address
+        self.listeners: list[Listener] = []
+        self.connections: set[Connection] = set()
+
+    # Listening
+
+    async def listen(self, addr: Multiaddr) -> Listener:
+        """Listen on /ip4|ip6/.../tcp/PORT, port 0 for one that the kernel chooses. OSError, UsageError."""
+        ip, port = _tcp_endpoint(addr)
+        listener = Listener(self, listening_socket(ip, port))
+        self.listeners.append(listener)
+        return listener
+
+    @contextlib.contextmanager
+    def expect(self, ip: IpAddress | str, callback: Expected) -> Iterator[None]:
+        """While in it, sockets accepted from `ip` go to `callback`, which owns them, and not to the handshake.
+
+        A punch wants them: with simultaneous open, or when our SYN was lost, its connection comes to the listener.
+        """
+        key = ipaddress.ip_address(ip)
+        waiting = self._expected.setdefault(key, [])
+        waiting.append(callback)
+        try:
+            yield
+        finally:
+            waiting.remove(callback)
+            if not waiting:
+                del self._expected[key]
+
+    def accepted(self, sock: socket.socket, address: tuple[object, ...]) -> None:
+        """A listener accepted `sock` from `address`: to a punch, to a handshake, or refused by a limit."""
+        ip, port = endpoint(address)
+        remote = Multiaddr(f"/ip{ip.version}/{ip}/tcp/{port}")
+        if waiting := self._expected.get(ip):
+            waiting[0](sock, remote)
+            return
+        source = _source(ip)
+        limits = self._config.host
+        if self._handshakes.total() >= limits.max_handshakes:
+            log.debug("refused %s: HostLimits.max_handshakes", remote)
+        elif self._handshakes[source] >= limits.max_handshakes_per_ip:
+            log.debug("refused %s: HostLimits.max_handshakes_per_ip", remote)
+        elif len(self.connections) >= limits.max_connections:
+            log.debug("refused %s: HostLimits.max_connections", remote)
+        else:
+            self._handshakes[source] += 1
+            self._tasks.start(self._welcome(sock, remote, source), f"handshake with {remote}")
+            return
+        abort(sock)
+
+    async def _welcome(self, sock: socket.socket, remote: Multiaddr, source: object) -> None:
+        try:
+            connection = await self.adopt(sock, initiator=False, expected_peer=None, remote_addr=remote)
+        except (FlareError, OSError) as error:
+            log.debug("handshake with %s: %s", remote, error)
+            return
+        finally:
+            self._handshakes[source] -= 1
+            if not self._handshakes[source]:
+                del self._handshakes[source]
+        self._on_connection(connection)
+
+    # Dialling
+
+    async def dial(
+        self, addr: Multiaddr, *, expected_peer: PeerId | None, reuse: bool = True, initiator: bool = True
+    ) -> Connection:
+        """A connection to `addr`, within Timeouts.dial. It leaves from the port we listen on, where it can.
+
+        So the NAT on our side maps one endpoint for both, which peers can be told of. `initiator` False: be the
+        listener in the handshake. Raises NetworkError, TimedOut, PeerMismatch and what the handshake raises.
+        """
+        ip, port = _tcp_endpoint(addr)
+        async with within(self._config.timeouts.dial, f"dialling {addr}"):
+            sock = await self._connect(ip, port, reuse)
+            return await self.adopt(
+                sock, initiator=initiator, expected_peer=expected_peer, remote_addr=addr.without_peer()
+            )
+
+    async def _connect(self, ip: IpAddress, port: int, reuse: bool) -> socket.socket:
+        source = self._source_port(ip) if reuse else None
+        if source is not None:
+            sock = tcp_socket(ip, reuse=True)
+            try:
+                sock.bind(source)
+                await self._loop.sock_connect(sock, (str(ip), port))
+                if sock.getsockname() != sock.getpeername():
+                    return sock
+                abort(sock)  # it met itself: simultaneous open with our own listening port
+            except OSError as error:
+                sock.close()
+                if error.errno not in _PORT_TAKEN:
+                    raise NetworkError(f"/ip{ip.version}/{ip}/tcp/{port}: {_reason(error)}") from error
+            except BaseException:
+                abort(sock)
+                raise
+        sock = tcp_socket(ip, reuse=False)
+        try:
+            await self._loop.sock_connect(sock, (str(ip), port))
+        except OSError as error:
+            sock.close()
+            raise NetworkError(f"/ip{ip.version}/{ip}/tcp/{port}: {_reason(error)}") from error
+        except BaseException:
+            abort(sock)
+            raise
+        return sock
+
+    def _source_port(self, ip: IpAddress) -> tuple[str, int] | None:
+        """The listening address to dial `ip` from: one of its family, and loopback only for loopback."""
+        fitting = [
+            listener
+            for listener in self.listeners
+            if listener.ip.version == ip.version
+            and (listener.ip.is_unspecified or listener.ip.is_loopback == ip.is_loopback)
+        ]
+        if not fitting:
+            return None
+        best = min(fitting, key=lambda listener: not listener.ip.is_unspecified)
+        return str(best.ip), best.port
+
+    async def adopt(
+        self, sock: socket.socket, *, initiator: bool, expected_peer: PeerId | None, remote_addr: Multiaddr
+    ) -> Connection:
+        """Secure and multiplex a connected socket, which is ours from now on, whatever happens."""
+        timeouts = self._config.timeouts
+        try:
+            sock.setblocking(False)
+            local_addr = Multiaddr.from_socket(sock.getsockname(), "tcp")
+            channel = SocketChannel(self._loop, sock, remote_addr)
+            async with within(
+                timeouts.dial if initiator else timeouts.handshake, f"the handshake with {remote_addr}"
+            ):
+                upgraded = await upgrade(
+                    channel, self._identity, initiator=initiator, expected_peer=expected_peer, timeouts=timeouts
+                )
+        except OSError as error:
+            sock.close()
+            if isinstance(error, FlareError):
+                raise
+            raise NetworkError(f"{remote_addr}: {_reason(error)}") from error
+        except BaseException:
+            sock.close()
+            raise
+        link = self._engine.attach(
+            sock.detach(),
+            upgraded.records,
+            initiator=initiator,
+            leftover=upgraded.leftover,
+            limits=self._config.mux,
+        )
+        connection = Connection(
+            link,
+            upgraded,
+            local_peer=self._identity.peer_id,
+            local_addr=local_addr,
+            remote_addr=remote_addr,
+            initiator=initiator,
+            config=self._config,
+            tasks=self._tasks,
+        )
+        self.connections.add(connection)
+        connection.add_close_callback(self.connections.discard)
+        return connection
+
+    async def close(self) -> None:
+        """Stop listening, close every connection, and end our tasks (not those of a `tasks` that was handed in)."""
+        for listener in list(self.listeners):
+            listener.close()
+        await asyncio.gather(*(connection.close() for connection in list(self.connections)))
+        if self._own_tasks:
+            await self._tasks.cancel()
+        for connection in list(self.connections):
+            connection.abort("the host closed")  # its handshake ended while the others were closed
+
+
+def _tcp_endpoint(addr: Multiaddr) -> tuple[IpAddress, int]:
+    """The IP and port of an address that is just TCP, with or without the peer at its end."""
+    bare = addr.without_peer()
+    names = [part.name for part in bare]
+    if names not in (["ip4", "tcp"], ["ip6", "tcp"], ["ip6zone", "ip6", "tcp"]):
+        raise InvalidMultiaddr(f"{addr} is no TCP address: expected /ip4/.../tcp/... or /ip6/.../tcp/...")
+    if bare.ip is None or bare.port is None:
+        raise UsageError(f"{addr} has no IP address and port")
+    return bare.ip, bare.port
+
+
+def _source(ip: IpAddress) -> object:
+    """What counts as one address against HostLimits.max_handshakes_per_ip: in IPv6 a /64, which one host may own."""
+    return ip if ip.version == 4 else int(ip) >> 64
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
