@@ -12,6 +12,7 @@ MIB = 1024 * KIB
 class Timeouts:
     """How long one step with a peer may take."""
 
+    resolve: float = 5.0  # a name, by DNS
     dial: float = 15.0  # one address, from SYN to a secured and multiplexed connection
     handshake: float = 10.0  # an inbound connection, from accept to multiplexed: defends against half-open floods
     negotiate: float = 10.0  # multistream-select on a stream

@@ -32,13 +32,18 @@ class Channel(Protocol):
 
 
 class BufferedChannel:
-    """The reading half of a channel over `_receive`, with what came too much kept for the next reader."""
+    """A channel over `_receive` and `write`, which keeps what came too much for the next reader."""
 
     def __init__(self, peer: object) -> None:
         self.peer = peer
         self._buffer = bytearray()
 
     async def _receive(self) -> bytes:
+        """Wait for more of the peer's bytes; b"" at the end."""
+        raise NotImplementedError
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of `data`."""
         raise NotImplementedError
 
     async def read(self, max_bytes: int) -> bytes:

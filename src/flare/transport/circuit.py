@@ -7,8 +7,9 @@ has to send into the stream. Each waits for the stream only, so that a slow circ
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final
+from typing import Final
 
+from flare._core.link import Link
 from flare.config import Config
 from flare.errors import FlareError, NetworkError
 from flare.transport.channel import BufferedChannel
@@ -16,11 +17,9 @@ from flare.transport.connection import Connection
 from flare.transport.deadline import within
 from flare.transport.loop_engine import LoopEngine
 from flare.transport.stream import Stream
-from flare.transport.tasks import Tasks
 from flare.transport.upgrade import upgrade
 from flare.wire.keys import Identity
 from flare.wire.messages import Limit
-from flare.wire.multiaddr import Multiaddr
 from flare.wire.peer_id import PeerId
 
 _READ: Final = 64 * 1024
@@ -48,19 +47,17 @@ async def secure(
     *,
     initiator: bool,
     expected_peer: PeerId | None,
-    relay: PeerId,
     limit: Limit | None,
     config: Config,
-    tasks: Tasks,
-    remote_addr: Multiaddr | None = None,
 ) -> Connection:
     """Make a connection of `stream`, the raw bytes of a circuit; the stream is the connection's from now on.
 
-    `initiator`: we asked the relay for the circuit. `relay` is the peer that copies, `limit` what it allows, None for no
-    limit. The connection ends with the stream, and the stream with it. On an error the stream is reset. Raises what the
+    `initiator`: we asked the relay for the circuit. `limit` is what the relay allows on it, None for no limit. The connection ends with the stream, and the stream with it. On an error the stream is reset. Raises what the
     handshake raises, PeerMismatch among it, and TimedOut after Timeouts.dial or Timeouts.handshake.
     """
     stream.keep()
+    relay = stream.connection.remote_peer
+    tasks = stream.connection.tasks
     timeouts = config.timeouts
     name = expected_peer or "a relayed peer"
     channel = StreamChannel(stream, name)
@@ -80,7 +77,7 @@ async def secure(
         upgraded,
         local_peer=identity.peer_id,
         local_addr=None,
-        remote_addr=remote_addr or _circuit_addr(stream, relay),
+        remote_addr=stream.connection.remote_addr.with_peer(relay) / "p2p-circuit",
         initiator=initiator,
         config=config,
         tasks=tasks,
@@ -88,14 +85,14 @@ async def secure(
         relay=relay,
     )
     output = asyncio.Event()
-    link.on_output = output.set
+    link.on_output = lambda _: output.set()
     output.set()
     tasks.start(_pump(connection, stream, link, upgraded.leftover, output), f"circuit with {upgraded.remote_peer}")
     return connection
 
 
 async def _pump(
-    connection: Connection, stream: Stream, link: Any, leftover: bytes, output: asyncio.Event
+    connection: Connection, stream: Stream, link: Link, leftover: bytes, output: asyncio.Event
 ) -> None:
     """Carry bytes both ways until the stream or the connection ends; then end the other."""
     sending = asyncio.ensure_future(_send(stream, link, output))
@@ -120,25 +117,20 @@ async def _pump(
         stream.close_now()
 
 
-async def _send(stream: Stream, link: Any, output: asyncio.Event) -> None:
+async def _send(stream: Stream, link: Link, output: asyncio.Event) -> None:
     while True:
         await output.wait()
         output.clear()
         await _drain(stream, link)
 
 
-async def _drain(stream: Stream, link: Any) -> None:
+async def _drain(stream: Stream, link: Link) -> None:
     while data := link.take_output():
         await stream.write(data)
 
 
-async def _receive(stream: Stream, link: Any, leftover: bytes) -> None:
+async def _receive(stream: Stream, link: Link, leftover: bytes) -> None:
     if leftover:
         link.feed(leftover)
     while data := await stream.read(_READ):
         link.feed(data)
-
-
-def _circuit_addr(stream: Stream, relay: PeerId) -> Multiaddr:
-    """The relay's address with /p2p-circuit: where the peer is, as far as we can tell."""
-    return stream.connection.remote_addr.with_peer(relay) / "p2p-circuit"

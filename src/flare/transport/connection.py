@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
@@ -16,6 +16,7 @@ from flare.errors import (
     FlareError,
     LimitedConnection,
     ProtocolNotSupported,
+    PunchFailed,
     TimedOut,
     UsageError,
 )
@@ -33,8 +34,41 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("flare.transport")
 
-Handler = Callable[[Stream], Awaitable[None]]
-Registry = Mapping[str, tuple[Handler, bool]]  # by protocol: the handler, and whether limited connections may have it
+StreamHandler = Callable[[Stream], Awaitable[None]]
+
+
+class StreamHandlers:
+    """Who answers inbound streams, by protocol. It is looked at for each stream, so that it may change at any time."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[str, tuple[StreamHandler, bool]] = {}
+
+    def add(self, protocol: str, handler: StreamHandler, *, allow_limited: bool = False) -> None:
+        """Let `handler` answer `protocol`; over limited connections too with `allow_limited`. UsageError when it is taken."""
+        if protocol in self._handlers:
+            raise UsageError(f"{protocol} has a handler")
+        multistream.encode(protocol)  # UsageError for what cannot be a name
+        self._handlers[protocol] = (handler, allow_limited)
+
+    def remove(self, protocol: str) -> None:
+        """Answer it no more. Streams that are open go on."""
+        self._handlers.pop(protocol, None)
+
+    def find(self, protocol: str, *, limited: bool) -> StreamHandler | None:
+        """The handler of `protocol`, if there is one that may be had over a connection that is `limited` or not."""
+        handler, allow_limited = self._handlers.get(protocol, (None, False))
+        return handler if allow_limited or not limited else None
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """All that have a handler, in the order they were added."""
+        return tuple(self._handlers)
+
+
+class Upgrader(Protocol):
+    """What leads from a relayed connection to a direct one (nat.punch)."""
+
+    async def direct(self, connection: Connection, timeout: float) -> Connection: ...
 
 
 class LinkCore(Protocol):
@@ -46,7 +80,7 @@ class LinkCore(Protocol):
     def open_stream(self) -> StreamCore: ...
     def close(self, goaway_code: int = 0) -> None: ...
     def abort(self, reason: object = None) -> None: ...
-    def ping(self, callback: Callable[[int], None]) -> None: ...
+    def ping(self, callback: Callable[[int | None], None]) -> None: ...
 
 
 class Connection:
@@ -82,8 +116,9 @@ class Connection:
         self.close_reason: BaseException | None = None  # None also when it was closed in good order
         self.timeouts: Timeouts = config.timeouts
         self._max_negotiating = config.mux.backlog
-        self._tasks = tasks
-        self._registry: Registry = {}
+        self.tasks = tasks  # what runs on behalf of the connection, handlers and circuits through it
+        self._handlers = StreamHandlers()
+        self.upgrader: Upgrader | None = None
         self._streams: WeakSet[Stream] = WeakSet()
         self._negotiating = 0
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -115,9 +150,9 @@ class Connection:
         """The streams open on it now, those being negotiated included."""
         return [stream for stream in self._streams if not stream.finished]
 
-    def set_stream_handlers(self, registry: Registry) -> None:
-        """Who answers inbound streams. `registry` is read at each one, so that it may change."""
-        self._registry = registry
+    def serve(self, handlers: StreamHandlers) -> None:
+        """Let `handlers` answer the peer's streams; before that every protocol is refused."""
+        self._handlers = handlers
 
     def add_close_callback(self, callback: Callable[[Connection], None]) -> None:
         """Call `callback` when the connection is gone; at once if it is."""
@@ -177,17 +212,24 @@ class Connection:
             core.reset()
             return
         self._negotiating += 1
-        self._tasks.start(self._serve(self._adopt(core)), f"stream {core.id} of {self.remote_peer}")
+        self.tasks.start(self._serve(self._adopt(core)), f"stream {core.id} of {self.remote_peer}")
 
     async def _serve(self, stream: Stream) -> None:
         """Negotiate an inbound stream and run its handler; the stream ends with it, unless the handler keeps it."""
+        handler: StreamHandler | None = None
+
+        def offered(protocol: str) -> bool:
+            nonlocal handler
+            handler = self._handlers.find(protocol, limited=self.is_limited)
+            return handler is not None
+
         try:
             try:
-                stream.protocol = await multistream.handle(stream, self._offers, self.timeouts.negotiate)
+                stream.protocol = await multistream.handle(stream, offered, self.timeouts.negotiate)
             finally:
                 self._negotiating -= 1
-            handler, _ = self._registry[stream.protocol]
-            await handler(stream)
+            if handler is not None:
+                await handler(stream)
         except (FlareError, OSError) as error:
             log.debug("%r failed: %s", stream, error, extra=self._context(stream))
             stream.reset()
@@ -201,12 +243,19 @@ class Connection:
             if not stream.kept:
                 stream.close_now()
 
-    def _offers(self, protocol: str) -> bool:
-        entry = self._registry.get(protocol)
-        return entry is not None and (entry[1] or not self.is_limited)
-
     def _context(self, stream: Stream) -> dict[str, object]:
         return {"peer": str(self.remote_peer), "connection": repr(self), "protocol": stream.protocol}
+
+    async def direct(self, timeout: float = 30.0) -> Connection:
+        """A direct connection to the same peer: this one, or what hole punching makes within `timeout` seconds.
+
+        PunchFailed says why there is none.
+        """
+        if not self.is_relayed:
+            return self
+        if self.upgrader is None:
+            raise PunchFailed("this host does not punch holes")
+        return await self.upgrader.direct(self, timeout)
 
     # Its health and its end
 
@@ -214,18 +263,18 @@ class Connection:
         """The round trip to the peer in seconds, by the multiplexer's own ping. ConnectionClosed, TimedOut."""
         if self.closed:
             raise ConnectionClosed(f"the connection with peer {self.remote_peer} is closed") from self.close_reason
-        answered: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        answered: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
 
-        def pong(rtt_ns: int) -> None:
+        def pong(rtt_ns: int | None) -> None:
             if not answered.done():
                 answered.set_result(rtt_ns)
 
         self.link.ping(pong)
         async with within(self.timeouts.ping if timeout is None else timeout, f"a ping to peer {self.remote_peer}"):
-            await asyncio.wait((answered, self._ended), return_when=asyncio.FIRST_COMPLETED)
-        if not answered.done():
+            rtt_ns = await answered
+        if rtt_ns is None:
             raise ConnectionClosed(f"the connection with peer {self.remote_peer} closed under a ping")
-        return answered.result() / 1e9
+        return rtt_ns / 1e9
 
     async def close(self) -> None:
         """Say goodbye, send what is written and close; after Timeouts.close seconds without ado. Streams end."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Final, NoReturn, TypeVar
+from typing import Final, TypeVar
 
-from flare.errors import DialFailed, FlareError, NetworkError
-from flare.transport.dns import Resolver
+from flare.config import Timeouts
+from flare.errors import DialFailed, FlareError, NetworkError, TimedOut
+from flare.transport.connection import Connection
+from flare.transport.dns import Resolver, SystemResolver
 from flare.wire.multiaddr import Multiaddr
 
 PUBLIC_STAGGER: Final = 0.25  # seconds before the next address is tried beside a public one (RFC 8305, 5)
@@ -51,15 +53,18 @@ async def dial_any(
     dial_one: Callable[[Multiaddr], Awaitable[T]],
     *,
     target: object = None,
-    discard: Callable[[T], object] | None = None,
+    resolver: Resolver | None = None,
 ) -> T:
-    """Dial `addrs` in their order, each a little after the one before or as soon as that failed; the first wins.
+    """Dial `addrs`, resolved and ranked, each a little after the one before or as soon as that failed; the first wins.
 
-    The others are cancelled and have ended when this returns or raises; one that had just connected goes to `discard`.
+    The others are cancelled and have ended when this returns or raises; one that had just connected is aborted.
     DialFailed lists every attempt. Errors that are not FlareError or OSError are bugs and come through.
     """
     loop = asyncio.get_running_loop()
-    waiting = list(addrs)
+    try:
+        waiting = rank(await resolve(addrs, resolver or SystemResolver(Timeouts().resolve)))
+    except (NetworkError, TimedOut) as error:
+        raise DialFailed(target, [(addr, error) for addr in addrs]) from error
     running: dict[asyncio.Future[T], Multiaddr] = {}
     failures: list[tuple[object, BaseException]] = []
     won: list[T] = []
@@ -81,20 +86,18 @@ async def dial_any(
                     failures.append((addr, error))
                     if not waiting or not waiting[0].is_circuit:
                         next_start = loop.time()
-        return won.pop(0) if won else _fail(target, failures)
+        if not won:
+            raise DialFailed(target, failures)
+        return won.pop(0)
     finally:
         for attempt in running:
             attempt.cancel()
         for result in await asyncio.gather(*running, return_exceptions=True):
             if not isinstance(result, BaseException):
                 won.append(result)
-        for extra in won:
-            if discard is not None:
-                discard(extra)
-
-
-def _fail(target: object, failures: Sequence[tuple[object, BaseException]]) -> NoReturn:
-    raise DialFailed(target, failures)
+        for late in won:
+            if isinstance(late, Connection):
+                late.abort("another address answered first")
 
 
 def _stagger(addr: Multiaddr, waiting: Sequence[Multiaddr]) -> float:
@@ -107,15 +110,15 @@ def _stagger(addr: Multiaddr, waiting: Sequence[Multiaddr]) -> float:
 async def resolve(addrs: Iterable[Multiaddr], resolver: Resolver) -> list[Multiaddr]:
     """Replace names by addresses: /dns, /dns4, /dns6 at the front, and /dnsaddr by its TXT records.
 
-    An address whose name has no address is left out; NetworkError when that leaves none and there were some.
+    An address whose name has no address is left out; NetworkError or TimedOut when that leaves none and there were some.
     """
     resolved: dict[Multiaddr, None] = {}
-    failures: list[NetworkError] = []
+    failures: list[NetworkError | TimedOut] = []
     for addr in addrs:
         try:
             for found in await _resolve_one(addr, resolver, MAX_DNSADDR_DEPTH):
                 resolved.setdefault(found)
-        except NetworkError as error:
+        except (NetworkError, TimedOut) as error:
             failures.append(error)
         if len(resolved) >= MAX_ADDRESSES:
             break

@@ -165,14 +165,7 @@ def _skip_name(message: bytes, at: int) -> int:
 async def _ask(server: tuple[str, int], name: str) -> list[str]:
     loop = asyncio.get_running_loop()
     question = encode_question(name, secrets.randbits(16))
-    with _connected(server, socket.SOCK_DGRAM) as sock:
-        await loop.sock_sendall(sock, question)
-        while True:
-            try:
-                texts = decode_answer(await loop.sock_recv(sock, 65535), question)
-                break
-            except DecodeError:
-                continue  # somebody else's datagram: the answer may still come, within TRY_SECONDS
+    texts = await _ask_by_udp(server, question)
     if texts is not None:
         return texts
     with _connected(server, socket.SOCK_STREAM) as sock:
@@ -188,6 +181,17 @@ async def _ask(server: tuple[str, int], name: str) -> list[str]:
         if texts is None:
             raise DecodeError("cut short over TCP", protocol="dns")
         return texts
+
+
+async def _ask_by_udp(server: tuple[str, int], question: bytes) -> list[str] | None:
+    loop = asyncio.get_running_loop()
+    with _connected(server, socket.SOCK_DGRAM) as sock:
+        await loop.sock_sendall(sock, question)
+        while True:
+            try:
+                return decode_answer(await loop.sock_recv(sock, 65535), question)
+            except DecodeError:
+                continue  # somebody else's datagram: the answer may still come, within TRY_SECONDS
 
 
 def _connected(server: tuple[str, int], kind: int) -> socket.socket:

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
-from flare._core.engine import Engine, Link
-from flare._core.records import NoiseRecords
+from flare._core.engine import Engine
+from flare._core.link import Link, NoiseRecords
 from flare.config import MuxLimits
+from flare.errors import ConnectionClosed
 from flare.transport.noise import RecordSecrets
 
 _engines: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopEngine] = WeakKeyDictionary()
 
 
 class LoopEngine:
-    """The engine of one loop, shared by all who live on it. `acquire` it, and `release` it when done."""
+    """The engine of one loop, shared by all who live on it. `get` it, and `release` it when done."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.engine = Engine()
         self._users = 0
+        self.engine.on_wake = self._wake
         loop.add_reader(self.engine.fileno(), self.engine.run_pass)
 
     @classmethod
-    def acquire(cls) -> LoopEngine:
+    def get(cls) -> LoopEngine:
         """The running loop's engine, made if there is none."""
         loop = asyncio.get_running_loop()
         found = _engines.get(loop)
@@ -34,12 +37,16 @@ class LoopEngine:
         return found
 
     def release(self) -> None:
-        """Give up one `acquire`; the last closes the engine and with it every link that is left."""
+        """Give up one `get`; the last closes the engine and with it every link that is left."""
         self._users -= 1
         if self._users == 0:
             _engines.pop(self.loop, None)
             self.loop.remove_reader(self.engine.fileno())
             self.engine.close()
+
+    def _wake(self) -> None:
+        """Python gave the engine work: the loop runs a pass soon, without a detour through the kernel."""
+        self.loop.call_soon(self.engine.run_pass)
 
     def __enter__(self) -> Self:
         return self
@@ -51,6 +58,9 @@ class LoopEngine:
         self, fd: int, secrets: RecordSecrets, *, initiator: bool, leftover: bytes, limits: MuxLimits
     ) -> Link:
         """A link over the connected socket `fd`, which is the engine's from now on."""
+        if self.engine.closed:
+            os.close(fd)
+            raise ConnectionClosed("the engine is closed")
         return self.engine.attach(
             fd, record=_records(secrets), initiator=initiator, leftover=leftover, limits=limits
         )

@@ -32,7 +32,7 @@ ACCEPT_PAUSE: Final = 0.1  # seconds without accepting after the process ran out
 _EXHAUSTED: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _PORT_TAKEN: Final = frozenset((errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES, errno.EINVAL))
 
-Expected = Callable[[socket.socket, Multiaddr], None]
+Expected = Callable[[socket.socket], None]
 
 
 class Listener:
@@ -99,8 +99,8 @@ class TcpTransport:
 
     def __init__(
         self,
-        identity: Identity,
         engine: LoopEngine,
+        identity: Identity,
         config: Config,
         *,
         on_connection: Callable[[Connection], None],
@@ -121,11 +121,19 @@ class TcpTransport:
     # Listening
 
     async def listen(self, addr: Multiaddr) -> Listener:
-        """Listen on /ip4|ip6/.../tcp/PORT, port 0 for one that the kernel chooses. OSError, UsageError."""
+        """Listen on /ip4|ip6/.../tcp/PORT, port 0 for one that the kernel chooses. NetworkError, InvalidMultiaddr."""
         ip, port = _tcp_endpoint(addr)
-        listener = Listener(self, listening_socket(ip, port))
+        try:
+            listener = Listener(self, listening_socket(ip, port))
+        except OSError as error:
+            raise NetworkError(error.errno, f"listening on {addr}: {_reason(error)}") from error
         self.listeners.append(listener)
         return listener
+
+    @property
+    def listen_addrs(self) -> tuple[Multiaddr, ...]:
+        """Where we can be dialled, without the peer at the end; wildcards are each interface's address now."""
+        return tuple(addr for listener in self.listeners for addr in listener.addrs)
 
     @contextlib.contextmanager
     def expect(self, ip: IpAddress | str, callback: Expected) -> Iterator[None]:
@@ -148,7 +156,7 @@ class TcpTransport:
         ip, port = endpoint(address)
         remote = Multiaddr(f"/ip{ip.version}/{ip}/tcp/{port}")
         if waiting := self._expected.get(ip):
-            waiting[0](sock, remote)
+            waiting[0](sock)
             return
         source = _source(ip)
         limits = self._config.host
