@@ -1,4 +1,4 @@
-"""The reservation book against a model that keeps everything in one list and counts by looking (hypothesis)."""
+"""The reservation book against a model that keeps everything in one list and counts by looking."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two ends of a connection without a network: streams opened at one end are handled at the other, after `latency`."""
+"""Two ends of a connection without a network: what one end opens, the other handles, after `latency`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Handler = Callable[[Stream], Awaitable[None]]
 
 
 def simulated(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Decorate an `async def test_...` that runs on virtual time, from second 0, and must leave no task behind."""
+    """Decorate an `async def test_...`: it runs on virtual time, from second 0, and must leave no task."""
 
     @functools.wraps(test)
     def on_virtual_time(*args: Any, **kwargs: Any) -> None:
@@ -113,7 +113,8 @@ class End:
             try:
                 await handler(stream)
             except (FlareError, OSError):
-                stream.reset()
+                if not stream.closed:
+                    stream.reset()
             else:
                 if not stream.kept:
                     stream.close_now()
