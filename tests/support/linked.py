@@ -32,7 +32,7 @@ def simulated(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., N
     def on_virtual_time(*args: Any, **kwargs: Any) -> None:
         async def supervised() -> None:
             await test(*args, **kwargs)
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.1)
             leaked = {t for t in asyncio.all_tasks() if t is not asyncio.current_task()}
             assert not leaked, f"tasks left running: {leaked}"
 
