@@ -113,6 +113,14 @@ class PunchGaveUp:
 
 
 @dataclass(frozen=True, slots=True)
+class ReservationMade:
+    """This relay holds a place for the peer until `expires` (Unix seconds)."""
+
+    peer: PeerId
+    expires: int
+
+
+@dataclass(frozen=True, slots=True)
 class CircuitOpened:
     """This relay joined two peers."""
 
@@ -142,6 +150,7 @@ Event = (
     | PunchStarted
     | PunchSucceeded
     | PunchGaveUp
+    | ReservationMade
     | CircuitOpened
     | CircuitClosed
 )

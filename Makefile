@@ -1,0 +1,94 @@
+# `make demo` and `make test` do all the set-up: they need Python 3.11+ with headers and a C compiler, nothing else.
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+PY := $(VENV)/bin/python
+CORE := setup.py pyproject.toml $(wildcard src/flare/_core/*.pyx src/flare/_core/*.pxd src/flare/_core/*.pxi src/flare/_core/includes/*)
+
+.PHONY: help demo test test-pythons lab interop bench bench-relay lint types fuzz wheel docs clean
+
+help:
+	@echo "make demo          two peers behind real NATs meet through a flare relay and go direct"
+	@echo "make test          the tests (unit, protocol, hostile input); timings never fail them"
+	@echo "make test-pythons  the same tests on every other Python from 3.11 to 3.14 found here"
+	@echo "make lab           the NAT matrix, both makes of NAT (root, nftables)"
+	@echo "make interop       against go-libp2p, rust-libp2p and js-libp2p (Go, Rust, Node; root for hole punching)"
+	@echo "make bench         micro benchmarks and the punch lateness; make bench-relay: the relay beside go and rust"
+	@echo "make lint          ruff, cython-lint, mypy --strict"
+	@echo "make fuzz          every decoder, SECONDS each (default 20)"
+	@echo "make wheel         build a wheel and try it in a clean environment"
+
+# -- set-up --------------------------------------------------------------------------------------------------------
+
+.stamps/venv: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "flare needs Python 3.11 or newer, and none was found (say PYTHON=/path/to/python)"; exit 1; }
+	@$(PYTHON) -c 'import sysconfig, pathlib, sys; h = pathlib.Path(sysconfig.get_paths()["include"], "Python.h"); sys.exit(None if h.exists() else f"flare is compiled and needs the headers of Python: {h} is missing (Debian: apt install python3-dev)")'
+	@command -v $${CC:-cc} >/dev/null || { echo "flare is compiled and needs a C compiler: no $${CC:-cc} here (Debian: apt install gcc)"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv module (Debian: apt install python3-venv)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q --upgrade 'pip>=25.1'
+	$(PY) -m pip install -q --group build cryptography cffi
+	@mkdir -p .stamps && touch $@
+
+.stamps/build: .stamps/venv $(CORE)
+	$(PY) -m pip install -q --no-build-isolation --no-deps -e .
+	@touch $@
+
+.stamps/test: .stamps/build
+	$(PY) -m pip install -q --group test
+	@touch $@
+
+.stamps/lint: .stamps/build
+	$(PY) -m pip install -q --group lint --group test
+	@touch $@
+
+# -- what people run -----------------------------------------------------------------------------------------------
+
+demo: .stamps/build
+	$(PY) -m flare lab run port port --delay-ms 20 --demo
+
+test: .stamps/test
+	$(PY) -m pytest -q -m "not lab and not interop" $(ARGS)
+
+test-pythons: .stamps/test
+	tools/test-pythons
+
+lab: .stamps/test
+	@command -v nft >/dev/null || { echo "make lab compares with the kernel's NAT and needs nft (Debian: apt install nftables)"; exit 1; }
+	@test "$$(id -u)" = 0 || { echo "make lab makes network namespaces and needs root"; exit 1; }
+	$(PY) -m pytest -q -m "lab and not interop" --timeout 900 $(ARGS)
+
+interop: .stamps/test
+	@for tool in go cargo node npm; do command -v $$tool >/dev/null || { echo "make interop builds real peers and needs $$tool"; exit 1; }; done
+	@test "$$(id -u)" = 0 || { echo "make interop punches holes between network namespaces and needs root"; exit 1; }
+	$(PY) -m pytest -q -m interop --timeout 1800 tests/interop $(ARGS)
+
+bench: .stamps/test
+	$(PY) -m pytest -q benchmarks --benchmark-only -p no:timeout $(ARGS)
+	$(PY) benchmarks/punch_lateness.py
+
+bench-relay: .stamps/test
+	$(PY) -m benchmarks.relay $(ARGS)
+
+lint: .stamps/lint types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/cython-lint src/flare/_core
+
+types: .stamps/lint
+	$(VENV)/bin/mypy
+
+fuzz: .stamps/test
+	$(PY) fuzz/run.py --seconds $(or $(SECONDS),20)
+
+wheel: .stamps/venv
+	rm -rf dist/*.whl .stamps/clean
+	$(PY) -m pip wheel -q --no-build-isolation --no-deps -w dist .
+	$(PYTHON) -m venv .stamps/clean
+	.stamps/clean/bin/pip install -q dist/*.whl
+	cd / && $(CURDIR)/.stamps/clean/bin/flare --version
+	cd / && $(CURDIR)/.stamps/clean/bin/python -I $(CURDIR)/tests/wheel_smoke.py
+
+clean:
+	rm -rf build dist .stamps $(VENV) src/*.egg-info src/flare/_core/*.so src/flare/_core/*.c

@@ -1,0 +1,124 @@
+"""What the commands share: output, identity, arguments, and an event loop that ends cleanly on SIGINT and SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..errors import FlareError, UsageError
+from ..wire.keys import Identity
+from ..wire.multiaddr import Multiaddr
+
+
+class Output:
+    """Prints facts: JSON objects with `--json`, sentences without. Each line is flushed, for whoever reads a pipe."""
+
+    def __init__(self, as_json: bool, to: TextIO | None = None) -> None:
+        self.as_json = as_json
+        self.to = to or sys.stdout
+
+    def fact(self, event: str, text: str | None, **fields: Any) -> None:
+        """One fact. `text` is its sentence for people; None: only with `--json`."""
+        if self.as_json:
+            line = json.dumps({"event": event, **fields}, separators=(", ", ": "), default=str)
+        elif text is None:
+            return
+        else:
+            line = text
+        self.to.write(line + "\n")
+        self.to.flush()
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """`--identity` and `--json`."""
+    parser.add_argument(
+        "--identity",
+        metavar="FILE",
+        type=Path,
+        help="private key file, made when it is missing; without it a new identity each time",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object per line on stdout")
+
+
+def address(text: str) -> Multiaddr:
+    """An argparse type: a multiaddr, or a plain error."""
+    try:
+        return Multiaddr(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def identity_from(path: Path | None) -> Identity:
+    """The identity in the file, which is made (mode 0600) when it is missing."""
+    if path is None:
+        return Identity.generate()
+    if path.exists():
+        return Identity.load(path)
+    identity = Identity.generate()
+    identity.save(path)
+    return identity
+
+
+def run_until_signal(main: Callable[[asyncio.Event], Coroutine[Any, Any, int]]) -> int:
+    """Run `main(stop)` on uvloop when it is installed, else on asyncio's loop; SIGINT and SIGTERM set `stop`.
+
+    A second signal cancels `main`.
+    """
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(_with_signals(main))
+
+
+async def _with_signals(main: Callable[[asyncio.Event], Coroutine[Any, Any, int]]) -> int:
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set() and task is not None:
+            task.cancel()
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        return await main(stop)
+    except asyncio.CancelledError:
+        if not stop.is_set():
+            raise
+        return 130
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+async def unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, int]) -> int:
+    """The result of `work`, or 130 when `stop` is set first."""
+    working = asyncio.ensure_future(work)
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else 130
+    finally:
+        for future in (working, stopping):
+            future.cancel()
+            with contextlib.suppress(asyncio.CancelledError, FlareError):
+                await future
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if os.environ.get("FLARE_LOOP") == "asyncio":
+        return None
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory

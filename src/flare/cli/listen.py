@@ -1,0 +1,111 @@
+"""`flare listen`: be reachable, directly and through relays, and answer ping, identify and echo."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+
+from ..protocols import echo
+from ..events import (
+    ConnectionLost,
+    ConnectionOpened,
+    Event,
+    PunchGaveUp,
+    PunchStarted,
+    PunchSucceeded,
+    ReservationAccepted,
+    ReservationLost,
+)
+from ..host import Host
+from .common import Output, add_common, address, identity_from, run_until_signal
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "listen",
+        help="be reachable through relays and go direct when somebody comes",
+        description="Reserve a place on each relay, print the addresses to dial, and answer ping and /echo/1.0.0.",
+    )
+    parser.add_argument("--relay", metavar="ADDR", type=address, action="append", default=[], help="relay to reserve on")
+    parser.add_argument(
+        "--listen",
+        metavar="ADDR",
+        type=address,
+        action="append",
+        help="multiaddr to listen on (default: /ip4/0.0.0.0/tcp/0 and /ip6/::/tcp/0)",
+    )
+    parser.add_argument("--no-punch", action="store_true", help="stay relayed")
+    add_common(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Listen until SIGINT or SIGTERM."""
+    out = Output(args.json)
+
+    async def main(stop: asyncio.Event) -> int:
+        async with Host(
+            identity=identity_from(args.identity),
+            listen=args.listen,
+            relays=args.relay,
+            punch=not args.no_punch,
+        ) as host:
+            host.handle(echo.PROTOCOL, echo.serve)
+            addrs = [str(addr) for addr in host.full_addrs]
+            out.fact("listening", "listening on\n  " + "\n  ".join(addrs), peer=str(host.peer_id), addrs=addrs)
+            host.on_event(lambda event: _show(out, event))
+            await stop.wait()
+        return 0
+
+    return run_until_signal(main)
+
+
+def _show(out: Output, event: Event) -> None:
+    match event:
+        case ReservationAccepted(relay, expires, addrs, limit):
+            listed = [str(addr) for addr in addrs]
+            limits = {"duration": limit.duration, "data": limit.data} if limit else None
+            out.fact(
+                "reserved",
+                f"reserved on {relay.short()}: reach me at\n  " + "\n  ".join(listed),
+                relay=str(relay),
+                addrs=listed,
+                expires=expires,
+                limit=limits,
+            )
+        case ReservationLost(lost, reason, retry_in):
+            who = lost.short() if lost is not None else "relay"
+            out.fact(
+                "reservation-lost",
+                f"no reservation on {who}: {reason}; again in {retry_in:.1f} s",
+                relay=lost,
+                reason=reason,
+                retry_in=round(retry_in, 3),
+            )
+        case ConnectionOpened(peer, addr, path, True, _):
+            out.fact("connection", f"{peer.short()} is here, {path}", peer=peer, addr=addr, path=path)
+        case ConnectionLost(peer, addr, path, reason):
+            out.fact("connection-lost", f"{peer.short()} has gone, {path}", peer=peer, path=path, reason=reason)
+        case PunchStarted(peer, role):
+            out.fact("punch", f"going direct with {peer.short()} ...", peer=peer, role=role)
+        case PunchSucceeded(peer, path, attempts, seconds):
+            out.fact(
+                "direct",
+                f"direct with {peer.short()}: {path} after {seconds:.2f} s",
+                peer=peer,
+                path=path,
+                attempts=attempts,
+                seconds=round(seconds, 4),
+            )
+        case PunchGaveUp(peer, reason, attempts, seconds):
+            out.fact(
+                "relayed",
+                f"still relayed with {peer.short()}: {reason}",
+                peer=peer,
+                reason=reason,
+                attempts=attempts,
+                seconds=round(seconds, 4),
+            )
+        case _:
+            pass

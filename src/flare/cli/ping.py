@@ -1,0 +1,121 @@
+"""`flare ping`: reach a peer, print each pong with its path, and stop when the path is direct."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+
+from ..errors import FlareError, PunchFailed
+from ..host import Host
+from ..protocols import ping
+from ..transport.connection import Connection
+from .common import Output, add_common, address, identity_from, run_until_signal, unless_stopped
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "ping",
+        help="reach a peer and go direct; exit code 0 when that worked",
+        description="Dial the peer, through a relay if need be, ping it, and stop when the connection is direct "
+        "(exit code 0) or when it is clear why it cannot be (exit code 1).",
+    )
+    parser.add_argument("address", metavar="ADDR", type=address, nargs="+", help="multiaddr(s) of one peer")
+    parser.add_argument("--relay", metavar="ADDR", type=address, action="append", default=[], help="relay to try")
+    parser.add_argument(
+        "--listen",
+        metavar="ADDR",
+        type=address,
+        action="append",
+        help="multiaddr to listen on and dial from (default: /ip4/0.0.0.0/tcp/0 and /ip6/::/tcp/0)",
+    )
+    parser.add_argument("--count", metavar="N", type=int, default=0, help="stop after N pongs, whatever the path")
+    parser.add_argument("--interval", metavar="S", type=float, default=0.5, help="seconds between pings (default 0.5)")
+    parser.add_argument("--timeout", metavar="S", type=float, default=30.0, help="seconds for going direct (default 30)")
+    add_common(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ping until direct, until it is clear that it can't be, or until N pongs."""
+    out = Output(args.json)
+
+    async def main(stop: asyncio.Event) -> int:
+        # a dialer has no reservation of its own: --relay only adds ways to the peer
+        async with Host(identity=identity_from(args.identity), listen=args.listen) as host:
+            return await unless_stopped(stop, _ping(args, host, out))
+
+    return run_until_signal(main)
+
+
+async def _ping(args: argparse.Namespace, host: Host, out: Output) -> int:
+    started = time.monotonic()
+    targets = list(args.address)
+    peer = targets[0].peer_id
+    if peer is not None:
+        targets += [relay / f"/p2p-circuit/p2p/{peer}" for relay in args.relay]
+    try:
+        connection = await host.connect(*targets, timeout=args.timeout)
+    except FlareError as error:
+        out.fact("failed", str(error), reason=str(error))
+        return 1
+    direct = asyncio.ensure_future(connection.direct(timeout=args.timeout))
+    try:
+        return await _until_direct(args, out, connection, direct, started)
+    finally:
+        direct.cancel()
+        await asyncio.gather(direct, return_exceptions=True)
+
+
+async def _until_direct(
+    args: argparse.Namespace,
+    out: Output,
+    connection: Connection,
+    direct: asyncio.Future[Connection],
+    started: float,
+) -> int:
+    pongs = 0
+    while True:
+        decided = direct.done()
+        current = direct.result() if decided and direct.exception() is None else connection
+        await _pong(out, current)
+        pongs += 1
+        if args.count and pongs >= args.count:
+            return 0
+        if decided and not args.count:
+            return _verdict(out, connection, direct, time.monotonic() - started)
+        wait = {direct} if not decided else set()
+        if wait:
+            await asyncio.wait(wait, timeout=args.interval)
+        else:
+            await asyncio.sleep(args.interval)
+
+
+async def _pong(out: Output, connection: Connection) -> None:
+    try:
+        rtt = await ping.ping(connection)
+    except FlareError as error:
+        out.fact("no-pong", f"no pong: {error}", reason=str(error), path=connection.path)
+        return
+    out.fact(
+        "pong",
+        f"pong from {connection.remote_peer.short()}: {rtt * 1000:.2f} ms, {connection.path}",
+        peer=connection.remote_peer,
+        rtt_ms=round(rtt * 1000, 3),
+        path=connection.path,
+    )
+
+
+def _verdict(out: Output, connection: Connection, direct: asyncio.Future[Connection], seconds: float) -> int:
+    error = direct.exception()
+    if error is None:
+        path = direct.result().path
+        attempts = connection.punch_attempts
+        out.fact("direct", f"direct: {path}", path=path, attempts=attempts, seconds=round(seconds, 4))
+        return 0
+    if not isinstance(error, FlareError):
+        raise error
+    attempts = error.attempts if isinstance(error, PunchFailed) else 0
+    out.fact("relayed", f"relayed: {error}", reason=str(error), attempts=attempts, seconds=round(seconds, 4))
+    return 1

@@ -1,0 +1,93 @@
+"""`flare relay`: run a Circuit Relay v2 server."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+
+from ..config import Config, RelayLimits
+from ..events import CircuitClosed, CircuitOpened, Event, ReservationMade
+from ..host import Host
+from ..relay_server import RelayServer
+from ..wire.multiaddr import Multiaddr
+from .common import Output, add_common, address, identity_from, run_until_signal
+
+DEFAULT_LISTEN = ("/ip4/0.0.0.0/tcp/4001", "/ip6/::/tcp/4001")
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "relay",
+        help="introduce peers to each other and carry what nothing else can",
+        description="Run a relay: peers behind NATs reserve a place, others reach them through it and go direct.",
+    )
+    parser.add_argument(
+        "--listen",
+        metavar="ADDR",
+        type=address,
+        action="append",
+        help=f"multiaddr to listen on, may be given again (default: {' and '.join(DEFAULT_LISTEN)})",
+    )
+    parser.add_argument(
+        "--announce",
+        metavar="ADDR",
+        type=address,
+        action="append",
+        default=[],
+        help="public multiaddr to tell others, for a relay behind a port mapping; may be given again",
+    )
+    parser.add_argument(
+        "--no-limits",
+        action="store_true",
+        help="circuits without byte or time limit, and room for a million reservations: for a relay among friends",
+    )
+    add_common(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Relay until SIGINT or SIGTERM."""
+    out = Output(args.json)
+
+    async def main(stop: asyncio.Event) -> int:
+        listen = args.listen or [Multiaddr(text) for text in DEFAULT_LISTEN]
+        limits = RelayLimits.unlimited() if args.no_limits else RelayLimits()
+        identity = identity_from(args.identity)
+        async with Host(identity=identity, listen=listen, announce=args.announce, config=Config()) as host:
+            host.on_event(lambda event: _show(out, event))
+            async with RelayServer(host, limits):
+                addrs = [str(addr) for addr in host.full_addrs]
+                out.fact(
+                    "listening",
+                    "relay listening on\n  " + "\n  ".join(addrs),
+                    peer=str(host.peer_id),
+                    addrs=addrs,
+                )
+                await stop.wait()
+        return 0
+
+    return run_until_signal(main)
+
+
+def _show(out: Output, event: Event) -> None:
+    if isinstance(event, ReservationMade):
+        out.fact("reservation", f"reserved for {event.peer}", peer=event.peer, expires=event.expires)
+    elif isinstance(event, CircuitOpened):
+        out.fact(
+            "circuit-opened",
+            f"circuit {event.source.short()} -> {event.target.short()}",
+            source=event.source,
+            target=event.target,
+        )
+    elif isinstance(event, CircuitClosed):
+        out.fact(
+            "circuit-closed",
+            f"circuit {event.source.short()} -> {event.target.short()} ended: {event.reason}, "
+            f"{event.source_bytes} + {event.target_bytes} bytes",
+            source=event.source,
+            target=event.target,
+            reason=event.reason,
+            source_bytes=event.source_bytes,
+            target_bytes=event.target_bytes,
+        )
