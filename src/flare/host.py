@@ -1,0 +1,469 @@
+"""Host: a peer of the libp2p network in one object. It owns the sockets, the connections, and the places it keeps on relays."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Final, Self
+
+from .config import Config
+from .errors import DialFailed, FlareError, NetworkError, TimedOut, UsageError
+from .events import AddressesChanged, ConnectionLost, ConnectionOpened, Event, Listening, PeerIdentified
+from .host_events import EventHub
+from .nat.observed import ObservedAddresses
+from .nat.punch import HolePuncher
+from .nat.relays import RelayClient
+from .peer_book import PeerBook
+from .protocols import identify, ping
+from .protocols.relay import connect as relay_connect
+from .protocols.relay import stop
+from .transport import circuit, dial
+from .transport.connection import Connection, StreamHandler, StreamHandlers
+from .transport.loop_engine import LoopEngine
+from .transport.stream import Stream
+from .transport.tcp import TcpTransport
+from .wire.envelope import PeerRecord
+from .wire.keys import Identity
+from .wire.messages import Identify
+from .wire.multiaddr import Multiaddr
+from .wire.multiaddr import is_public as addr_is_public
+from .wire.peer_id import PeerId
+
+logger = logging.getLogger("flare.host")
+
+AGENT: Final = "flare/0.1.0"
+PROTOCOL_VERSION: Final = "ipfs/0.1.0"  # what identify calls protocolVersion; every peer says this
+DEFAULT_LISTEN: Final = ("/ip4/0.0.0.0/tcp/0", "/ip6/::/tcp/0")
+
+Address = str | Multiaddr
+
+
+class Host:
+    """A peer: listens, dials, keeps places on relays, goes direct where it can. Use it as `async with Host(...) as host`.
+
+    `listen` are multiaddrs to listen on (default: any TCP port, IPv4 and IPv6), `relays` relays to keep a reservation
+    on, `announce` public addresses to tell others besides those that are found out, `punch=False` stays relayed.
+    `is_public` decides which addresses are worth dialling from outside; tests and private networks hand in their own.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: Identity | None = None,
+        listen: Sequence[Address] | None = None,
+        relays: Iterable[Address] = (),
+        announce: Iterable[Address] = (),
+        config: Config | None = None,
+        punch: bool = True,
+        agent: str = AGENT,
+        is_public: Callable[[Multiaddr], bool] = addr_is_public,
+    ) -> None:
+        self.identity = identity or Identity.generate()
+        self.peer_id: PeerId = self.identity.peer_id
+        self.config = config or Config()
+        self.agent = agent
+        self.handlers = StreamHandlers()
+        self.peers = PeerBook()
+        self._listen_default = listen is None
+        self._listen_on = [Multiaddr(addr) for addr in (DEFAULT_LISTEN if listen is None else listen)]
+        self._relay_addrs = [_relay_address(addr) for addr in relays]
+        self._announce = [Multiaddr(addr) for addr in announce]
+        self._punch = punch
+        self._is_public = is_public
+        self._events = EventHub()
+        self._connections: dict[PeerId, list[Connection]] = {}
+        self._dialling: dict[PeerId, asyncio.Task[Connection]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._record_seq = 0
+        self._told: tuple[Multiaddr, ...] = ()
+        self._open = False
+
+    # -- life
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def start(self) -> None:
+        """Listen and begin to reserve. NetworkError when an address given cannot be listened on."""
+        if self._open:
+            raise UsageError("this host is running already")
+        self._engine = LoopEngine.get()
+        self._tcp = TcpTransport(self._engine, self.identity, self.config, on_connection=self._adopt)
+        self._observed = ObservedAddresses(
+            listeners=lambda: self._tcp.listen_addrs, trusted=self._is_own_relay, on_change=self._addrs_changed
+        )
+        self._relays = RelayClient(
+            local_peer=self.peer_id,
+            dial=self._connect_relay,
+            on_event=self._events.emit,
+            on_change=self._addrs_changed,
+            timeouts=self.config.timeouts,
+        )
+        self._puncher = HolePuncher(
+            tcp=self._tcp,
+            own_addrs=self._punch_addrs,
+            peer_addrs=lambda peer: self.peers.get(peer).addrs,
+            mapping=self._observed.mapping,
+            dial=self._dial_direct,
+            on_event=self._events.emit,
+            config=self.config,
+            is_public=self._is_public,
+        )
+        self._open = True
+        try:
+            await self._start_listening()
+        except BaseException:
+            await self.close()
+            raise
+        self._register_own_protocols()
+        for relay in self._relay_addrs:
+            self._relays.add(relay)
+        self._told = self.addrs
+        self._events.emit(Listening(self.peer_id, self._told))
+
+    async def _start_listening(self) -> None:
+        failures: list[NetworkError] = []
+        for addr in self._listen_on:
+            try:
+                await self._tcp.listen(addr)
+            except NetworkError as error:
+                if not self._listen_default:
+                    raise
+                failures.append(error)  # no IPv6 here, or no IPv4
+        if failures and len(failures) == len(self._listen_on):
+            raise failures[0]
+
+    def _register_own_protocols(self) -> None:
+        own = self.handlers.add
+        own(ping.PROTOCOL, ping.PingServer().serve, allow_limited=True)
+        own(identify.PROTOCOL, self._serve_identify, allow_limited=True)
+        own(identify.PUSH_PROTOCOL, self._serve_identify_push, allow_limited=True)
+        if self._relay_addrs:
+            own(stop.PROTOCOL, self._serve_stop)
+        if self._punch:
+            self._puncher.register(self.handlers)
+
+    async def close(self) -> None:
+        """Close everything: relays, connections, listeners. Idempotent."""
+        if not self._open:
+            return
+        self._open = False
+        await self._relays.close()
+        await self._puncher.close()
+        await self._tcp.close()
+        background = [*self._tasks, *self._dialling.values()]
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        await asyncio.gather(*(c.close() for c in self.connections), return_exceptions=True)
+        self._engine.release()
+        self._events.close()
+
+    # -- what users see
+
+    @property
+    def addrs(self) -> tuple[Multiaddr, ...]:
+        """The addresses to tell others, best first: announced, observed, listened on, then through relays."""
+        found = [*self._announce, *self._observed.addrs(), *self._tcp.listen_addrs, *self._relays.addrs]
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def full_addrs(self) -> tuple[Multiaddr, ...]:
+        """`addrs`, each with /p2p and our peer id at its end: what somebody else can dial."""
+        return tuple(addr if addr.is_circuit else addr.with_peer(self.peer_id) for addr in self.addrs)
+
+    @property
+    def connections(self) -> tuple[Connection, ...]:
+        """All open connections."""
+        return tuple(c for some in self._connections.values() for c in some)
+
+    def connections_to(self, peer: PeerId) -> tuple[Connection, ...]:
+        """The open connections to a peer, the best first: direct before relayed, unlimited before limited."""
+        some = self._connections.get(peer, ())
+        return tuple(sorted(some, key=lambda c: (c.is_relayed, c.is_limited, -c.opened_at)))
+
+    def handle(
+        self, protocol: str, handler: StreamHandler | None = None, *, allow_limited: bool = False
+    ) -> Callable[[StreamHandler], StreamHandler]:
+        """Serve a protocol: `host.handle(name, handler)`, or `@host.handle(name)` on the handler.
+
+        The handler gets each inbound stream in a task of its own; the stream is closed when it returns and reset when
+        it raises. Over relayed connections with limits it is served only with `allow_limited`.
+        """
+
+        def add(function: StreamHandler) -> StreamHandler:
+            self.handlers.add(protocol, function, allow_limited=allow_limited)
+            return function
+
+        return add if handler is None else _added(add(handler))
+
+    def unhandle(self, protocol: str) -> None:
+        """Serve it no more; streams that are open go on."""
+        self.handlers.remove(protocol)
+
+    def events(self) -> AsyncIterator[Event]:
+        """What happens from this call on, until the host closes."""
+        return self._events.iterate()
+
+    def on_event(self, callback: Callable[[Event], None]) -> Callable[[], None]:
+        """Call `callback` with each event; returns how to stop that."""
+        return self._events.subscribe(callback)
+
+    def emit(self, event: Event) -> None:
+        """Report an event of a part that stands on this host (RelayServer)."""
+        self._events.emit(event)
+
+    async def connect(self, *targets: Address | PeerId, timeout: float | None = None) -> Connection:
+        """A connection to a peer: one that is open, or by its addresses, or through our relays.
+
+        `targets` are addresses of one peer, or its id alone (/p2p/... too) when it was met before or has a reservation on
+        one of our relays. DialFailed lists what was tried; TimedOut after `timeout` seconds; PeerMismatch when
+        somebody else answers. A relayed connection goes direct by itself: await `connection.direct()` for that.
+        """
+        peer, addrs = self._where(targets)
+        if peer is not None and (open_already := self.connections_to(peer)):
+            return open_already[0]
+        limit = timeout if timeout is not None else 2 * self.config.timeouts.dial
+        try:
+            async with asyncio.timeout(limit):
+                return await self._dial_once(peer, addrs)
+        except TimeoutError as error:
+            if isinstance(error, TimedOut):
+                raise
+            raise TimedOut(f"dialling {peer or addrs[0]}", limit) from None
+
+    def _where(self, targets: Sequence[Address | PeerId]) -> tuple[PeerId | None, list[Multiaddr]]:
+        """Whom to dial, and where."""
+        peers: set[PeerId] = set()
+        addrs: list[Multiaddr] = []
+        for target in targets:
+            if isinstance(target, PeerId):
+                peers.add(target)
+                continue
+            addr = Multiaddr(target)
+            if addr.peer_id is not None:
+                peers.add(addr.peer_id)
+            if addr.transport is not None or addr.is_circuit:
+                addrs.append(addr)
+            elif addr.peer_id is None:
+                raise UsageError(f"{addr} names neither a place to dial nor a peer")
+        if not targets:
+            raise UsageError("connect() needs an address or a peer id")
+        if len(peers) > 1:
+            raise UsageError(f"one call connects to one peer, and these are {len(peers)}: {', '.join(map(str, peers))}")
+        peer = next(iter(peers), None)
+        if peer == self.peer_id:
+            raise UsageError(f"{peer} is this host itself")
+        if peer is not None and not addrs:
+            addrs = list(self.peers.get(peer).addrs)
+            addrs += [relay / f"/p2p-circuit/p2p/{peer}" for relay in self._relay_addrs]
+        return peer, addrs
+
+    async def _dial_once(self, peer: PeerId | None, addrs: Sequence[Multiaddr]) -> Connection:
+        """Dial, or join the dial to the same peer that is under way."""
+        if peer is None:
+            return await self._dial(None, addrs)
+        task = self._dialling.get(peer)
+        if task is None:
+            task = asyncio.ensure_future(self._dial(peer, addrs))
+            self._dialling[peer] = task
+            task.add_done_callback(lambda _: self._dialling.pop(peer, None))
+        waiting = asyncio.shield(task)
+        return await waiting
+
+    async def _dial(self, peer: PeerId | None, addrs: Sequence[Multiaddr]) -> Connection:
+        own = set(self._tcp.listen_addrs)
+        usable = [addr for addr in addrs if addr.without_peer() not in own or peer is None]
+        if not usable:
+            raise DialFailed(peer or "nothing", ())
+        return await dial.dial_any(usable, lambda addr: self._dial_address(addr, peer), target=peer)
+
+    async def _dial_address(self, addr: Multiaddr, peer: PeerId | None) -> Connection:
+        if addr.is_circuit:
+            return await self._dial_circuit(addr)
+        connection = await self._tcp.dial(addr, expected_peer=addr.peer_id or peer)
+        self._adopt(connection)
+        return connection
+
+    async def _dial_direct(self, addr: Multiaddr, peer: PeerId) -> Connection:
+        """A plain dial for the hole puncher: no relay, whatever is open already."""
+        connection = await self._tcp.dial(addr, expected_peer=peer)
+        self._adopt(connection)
+        return connection
+
+    async def _dial_circuit(self, addr: Multiaddr) -> Connection:
+        relay, target = addr.relay, addr.peer_id
+        if relay is None or relay.peer_id is None or target is None:
+            raise UsageError(f"{addr} is no circuit address: it needs /p2p/RELAY/p2p-circuit/p2p/PEER")
+        through = await self._connect_relay(relay)
+        stream, limit = await relay_connect.connect(through, target, timeout=self.config.timeouts.relay_message)
+        connection = await circuit.secure(
+            stream,
+            self.identity,
+            self._engine,
+            initiator=True,
+            expected_peer=target,
+            limit=limit,
+            config=self.config,
+        )
+        self._adopt(connection)
+        return connection
+
+    async def _connect_relay(self, relay: Multiaddr) -> Connection:
+        """A direct connection to a relay: circuits do not stack."""
+        peer = relay.peer_id
+        if peer is not None:
+            for connection in self.connections_to(peer):
+                if not connection.is_relayed:
+                    return connection
+        return await self._dial_once(peer, [relay])
+
+    # -- connections come and go
+
+    def _adopt(self, connection: Connection) -> None:
+        """Take a new connection in: serve its streams, identify it, tell of it, and see it off."""
+        if not self._open:
+            connection.abort("the host is closing")
+            return
+        peer = connection.remote_peer
+        self._connections.setdefault(peer, []).append(connection)
+        connection.upgrader = self._puncher
+        connection.serve(self.handlers)
+        self._events.emit(
+            ConnectionOpened(peer, connection.remote_addr, connection.path, not connection.initiator, connection)
+        )
+        self.spawn(self._see_off(connection), f"closing of {peer}")
+        self.spawn(self._identify(connection), f"identify {peer}")
+
+    async def _see_off(self, connection: Connection) -> None:
+        await connection.wait_closed()
+        peer = connection.remote_peer
+        some = self._connections.get(peer, [])
+        if connection in some:
+            some.remove(connection)
+        if not some:
+            self._connections.pop(peer, None)
+        self._observed.forget(connection)
+        reason = str(connection.close_reason or "")
+        self._events.emit(ConnectionLost(peer, connection.remote_addr, connection.path, reason))
+
+    async def _identify(self, connection: Connection) -> None:
+        peer = connection.remote_peer
+        try:
+            async with connection.open_stream(identify.PROTOCOL, allow_limited=True) as stream:
+                message = await identify.request(stream, timeout=self.config.timeouts.identify)
+            self._learn(connection, message)
+        except FlareError as error:
+            logger.info("identify with %s failed: %s", peer, error, extra={"peer": str(peer)})
+        if connection.is_relayed and self._punch:
+            self._puncher.connected(connection)
+
+    def _learn(self, connection: Connection, message: Identify) -> None:
+        peer = connection.remote_peer
+        learned = identify.learn(message, connection)
+        self.peers.update(
+            peer, addrs=learned.addrs, protocols=learned.protocols, agent=learned.agent, seq=learned.seq
+        )
+        self._observed.record(connection, learned.observed)
+        self._events.emit(PeerIdentified(peer, learned.agent, learned.protocols, learned.observed))
+
+    # -- what we tell
+
+    def identify_message(self, connection: Connection) -> Identify:
+        """What identify tells this peer of us (identify/README.md)."""
+        addrs = self.addrs
+        record = PeerRecord(self.peer_id, self._record_seq, addrs).seal(self.identity)
+        return Identify(
+            protocol_version=PROTOCOL_VERSION,
+            agent_version=self.agent,
+            public_key=self.identity.public_key.to_protobuf(),
+            listen_addrs=tuple(bytes(addr) for addr in addrs),
+            observed_addr=None if connection.is_relayed else bytes(connection.remote_addr.without_peer()),
+            protocols=tuple(self.handlers.protocols),
+            signed_peer_record=record,
+        )
+
+    async def _serve_identify(self, stream: Stream) -> None:
+        await identify.answer(stream, self.identify_message(stream.connection))
+
+    async def _serve_identify_push(self, stream: Stream) -> None:
+        message = await identify.receive(stream, timeout=self.config.timeouts.identify)
+        self._learn(stream.connection, message)
+
+    async def _serve_stop(self, stream: Stream) -> None:
+        """A relay brings somebody (circuit-v2.md, "Stop protocol"). Only relays that we reserved on may."""
+        relay = stream.connection.remote_peer
+        if not self._relays.knows(relay):
+            await stop.refuse(stream, "no reservation was made on this relay")
+            return
+        incoming = await stop.accept(stream, timeout=self.config.timeouts.relay_message)
+        connection = await circuit.secure(
+            incoming.stream,
+            self.identity,
+            self._engine,
+            initiator=False,
+            expected_peer=incoming.peer,
+            limit=incoming.limit,
+            config=self.config,
+        )
+        self._adopt(connection)
+
+    def _is_own_relay(self, peer: PeerId) -> bool:
+        return any(relay.peer_id == peer for relay in self._relay_addrs)
+
+    def _punch_addrs(self) -> Sequence[Multiaddr]:
+        """Our addresses that a peer may aim at when punching."""
+        return [*self._announce, *self._observed.addrs(), *self._tcp.listen_addrs]
+
+    def _addrs_changed(self) -> None:
+        addrs = self.addrs
+        if not self._open or addrs == self._told:
+            return
+        self._told = addrs
+        self._record_seq += 1
+        self._events.emit(AddressesChanged(addrs))
+        for connection in self.connections:
+            if not connection.is_limited:
+                self.spawn(self._push(connection), f"identify push to {connection.remote_peer}")
+
+    async def _push(self, connection: Connection) -> None:
+        if identify.PUSH_PROTOCOL not in self.peers.get(connection.remote_peer).protocols:
+            return
+        with contextlib.suppress(FlareError):
+            async with connection.open_stream(identify.PUSH_PROTOCOL) as stream:
+                await identify.push(stream, self.identify_message(connection))
+
+    def spawn(self, work: Awaitable[None], name: str) -> None:
+        """Run something for as long as the host lives; what it raises is logged."""
+
+        async def guarded() -> None:
+            try:
+                await work
+            except FlareError as error:
+                logger.info("%s: %s", name, error)
+            except Exception:  # the edge of a task
+                logger.exception("%s failed", name)
+
+        task = asyncio.get_running_loop().create_task(guarded(), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _relay_address(addr: Address) -> Multiaddr:
+    relay = Multiaddr(addr)
+    if relay.peer_id is None or relay.is_circuit:
+        raise UsageError(f"a relay is given as ADDR/p2p/PEER, not {relay}")
+    return relay
+
+
+def _added(handler: StreamHandler) -> Callable[[StreamHandler], StreamHandler]:
+    return lambda _: handler
