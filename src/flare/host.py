@@ -25,6 +25,7 @@ from .transport.connection import Connection, StreamHandler, StreamHandlers
 from .transport.loop_engine import LoopEngine
 from .transport.stream import Stream
 from .transport.tcp import TcpTransport
+from .version import __version__
 from .wire.envelope import PeerRecord
 from .wire.keys import Identity
 from .wire.messages import Identify
@@ -34,7 +35,7 @@ from .wire.peer_id import PeerId
 
 logger = logging.getLogger("flare.host")
 
-AGENT: Final = "flare/0.1.0"
+AGENT: Final = f"flare/{__version__}"
 PROTOCOL_VERSION: Final = "ipfs/0.1.0"  # what identify calls protocolVersion; every peer says this
 DEFAULT_LISTEN: Final = ("/ip4/0.0.0.0/tcp/0", "/ip6/::/tcp/0")
 

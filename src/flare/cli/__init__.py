@@ -11,8 +11,8 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from .. import __version__
 from ..errors import FlareError
+from ..version import __version__
 from . import connect, id, lab, listen, ping, relay
 
 COMMANDS = (id, relay, listen, connect, ping, lab)

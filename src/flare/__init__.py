@@ -1,0 +1,58 @@
+"""flare: NAT traversal for Python. Relays introduce peers, hole punching gets them direct, over libp2p's own protocols."""
+
+from .config import Config, HostLimits, MuxLimits, PunchConfig, RelayLimits, Timeouts
+from .errors import (
+    ConnectionClosed,
+    DialFailed,
+    FlareError,
+    LimitedConnection,
+    NetworkError,
+    ProtocolNotSupported,
+    ProtocolViolation,
+    PunchFailed,
+    RelayRefused,
+    StreamClosed,
+    StreamReset,
+    TimedOut,
+    UsageError,
+)
+from .host import Host
+from .nat.punch import HolePuncher
+from .relay_server import RelayServer
+from .transport.connection import Connection
+from .transport.stream import Stream
+from .version import __version__
+from .wire.keys import Identity
+from .wire.multiaddr import Multiaddr
+from .wire.peer_id import PeerId
+
+__all__ = [
+    "Config",
+    "Connection",
+    "ConnectionClosed",
+    "DialFailed",
+    "FlareError",
+    "HolePuncher",
+    "Host",
+    "HostLimits",
+    "Identity",
+    "LimitedConnection",
+    "Multiaddr",
+    "MuxLimits",
+    "NetworkError",
+    "PeerId",
+    "ProtocolNotSupported",
+    "ProtocolViolation",
+    "PunchConfig",
+    "PunchFailed",
+    "RelayLimits",
+    "RelayRefused",
+    "RelayServer",
+    "Stream",
+    "StreamClosed",
+    "StreamReset",
+    "TimedOut",
+    "Timeouts",
+    "UsageError",
+    "__version__",
+]
