@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Final, Self
@@ -26,7 +27,6 @@ from .transport.loop_engine import LoopEngine
 from .transport.stream import Stream
 from .transport.tcp import TcpTransport
 from .version import __version__
-from .wire.envelope import PeerRecord
 from .wire.keys import Identity
 from .wire.messages import Identify
 from .wire.multiaddr import Multiaddr
@@ -36,7 +36,6 @@ from .wire.peer_id import PeerId
 logger = logging.getLogger("flare.host")
 
 AGENT: Final = f"flare/{__version__}"
-PROTOCOL_VERSION: Final = "ipfs/0.1.0"  # what identify calls protocolVersion; every peer says this
 DEFAULT_LISTEN: Final = ("/ip4/0.0.0.0/tcp/0", "/ip6/::/tcp/0")
 
 Address = str | Multiaddr
@@ -78,7 +77,8 @@ class Host:
         self._connections: dict[PeerId, list[Connection]] = {}
         self._dialling: dict[PeerId, asyncio.Task[Connection]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._record_seq = 0
+        self._closed_hooks: list[Callable[[Connection], None]] = []
+        self._record_seq = time.time_ns() // 1_000_000  # grows over restarts too, as signed records must
         self._told: tuple[Multiaddr, ...] = ()
         self._open = False
 
@@ -219,6 +219,11 @@ class Host:
         """Call `callback` with each event; returns how to stop that."""
         return self._events.subscribe(callback)
 
+    def on_connection_closed(self, callback: Callable[[Connection], None]) -> Callable[[], None]:
+        """Call `callback` with each connection once it is gone; returns how to stop that."""
+        self._closed_hooks.append(callback)
+        return lambda: self._closed_hooks.remove(callback)
+
     def emit(self, event: Event) -> None:
         """Report an event of a part that stands on this host (RelayServer)."""
         self._events.emit(event)
@@ -354,6 +359,8 @@ class Host:
         if not some:
             self._connections.pop(peer, None)
         self._observed.forget(connection)
+        for hook in tuple(self._closed_hooks):
+            hook(connection)
         reason = str(connection.close_reason or "")
         self._events.emit(ConnectionLost(peer, connection.remote_addr, connection.path, reason))
 
@@ -381,16 +388,13 @@ class Host:
 
     def identify_message(self, connection: Connection) -> Identify:
         """What identify tells this peer of us (identify/README.md)."""
-        addrs = self.addrs
-        record = PeerRecord(self.peer_id, self._record_seq, addrs).seal(self.identity)
-        return Identify(
-            protocol_version=PROTOCOL_VERSION,
-            agent_version=self.agent,
-            public_key=self.identity.public_key.to_protobuf(),
-            listen_addrs=tuple(bytes(addr) for addr in addrs),
-            observed_addr=None if connection.is_relayed else bytes(connection.remote_addr.without_peer()),
-            protocols=tuple(self.handlers.protocols),
-            signed_peer_record=record,
+        return identify.describe(
+            self.identity,
+            connection,
+            agent=self.agent,
+            addrs=self.addrs,
+            protocols=self.handlers.protocols,
+            sequence=self._record_seq,
         )
 
     async def _serve_identify(self, stream: Stream) -> None:
@@ -404,7 +408,7 @@ class Host:
         """A relay brings somebody (circuit-v2.md, "Stop protocol"). Only relays that we reserved on may."""
         relay = stream.connection.remote_peer
         if not self._relays.knows(relay):
-            await stop.refuse(stream, "no reservation was made on this relay")
+            await stop.refuse(stream)
             return
         incoming = await stop.accept(stream, timeout=self.config.timeouts.relay_message)
         connection = await circuit.secure(

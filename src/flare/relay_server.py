@@ -2,28 +2,104 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
+from ._core.splice import Splice, SpliceResult, splice
 from .config import RelayLimits
+from .errors import UsageError
 from .host import Host
+from .protocols.relay.hop import PROTOCOL, Acl, HopService, RelayCounters
+from .transport.stream import Stream
+from .wire.peer_id import PeerId
 
 
 class RelayServer:
-    """Circuit Relay v2 on a host, while the block lasts.
+    """Circuit Relay v2 on a host: `async with RelayServer(host, limits):` serves it while the block lasts.
 
-    `limits` are per reservation, circuit, peer and address; `acl` may refuse peers. Within the block
-    `reservations` and `circuits` tell how many there are.
+    `limits` are what reservations and circuits may cost; `acl` may refuse peers before any limit is asked; circuits
+    from or to `unlimited` peers carry no limit. What happens is in `host.events()`.
     """
 
-    def __init__(self, host: Host, limits: RelayLimits | None = None) -> None:
+    def __init__(
+        self,
+        host: Host,
+        limits: RelayLimits | None = None,
+        *,
+        acl: Acl | None = None,
+        unlimited: Iterable[PeerId] = (),
+    ) -> None:
         self.host = host
         self.limits = limits or RelayLimits()
+        self._acl = acl
+        self._unlimited = tuple(unlimited)
+        self._service: HopService | None = None
+        self._unhook: Callable[[], None] | None = None
 
     async def __aenter__(self) -> Self:
+        if self._service is not None:
+            raise UsageError("this relay is serving already")
+        service = HopService(
+            identity=self.host.identity,
+            addrs=lambda: self.host.addrs,
+            splice=_splice,
+            limits=self.limits,
+            acl=self._acl,
+            unlimited=self._unlimited,
+            on_event=self.host.emit,
+            timeouts=self.host.config.timeouts,
+        )
+        self._service = service
+        self._unhook = self.host.on_connection_closed(service.connection_closed)
+        # over a limited connection too: there it answers PERMISSION_DENIED
+        self.host.handle(PROTOCOL, service.serve, allow_limited=True)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        return None
+        self.host.unhandle(PROTOCOL)
+        if self._unhook is not None:
+            self._unhook()
+        self._service = self._unhook = None
+
+    @property
+    def reservations(self) -> int:
+        """How many reservations are held."""
+        return self._serving.book.reservations
+
+    @property
+    def circuits(self) -> int:
+        """How many circuits are open."""
+        return self._serving.book.circuits
+
+    @property
+    def counters(self) -> RelayCounters:
+        """What it did since it started."""
+        return self._serving.counters
+
+    @property
+    def _serving(self) -> HopService:
+        if self._service is None:
+            raise UsageError("this relay is not serving: use it as `async with RelayServer(host):`")
+        return self._service
+
+
+def _splice(
+    a: Stream,
+    b: Stream,
+    *,
+    limit_a_to_b: int,
+    limit_b_to_a: int,
+    deadline_ns: int,
+    on_done: Callable[[SpliceResult], None],
+) -> Splice:
+    return splice(
+        a.core,
+        b.core,
+        limit_a_to_b=limit_a_to_b,
+        limit_b_to_a=limit_b_to_a,
+        deadline_ns=deadline_ns,
+        on_done=on_done,
+    )
