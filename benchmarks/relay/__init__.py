@@ -1,0 +1,1 @@
+"""The relay as a whole process, beside its peers: `python -m benchmarks.relay`."""
