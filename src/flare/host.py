@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from .config import Config
-from .errors import DialFailed, FlareError, NetworkError, TimedOut, UsageError
+from .errors import DialFailed, FlareError, TimedOut, UsageError
 from .events import AddressesChanged, ConnectionLost, ConnectionOpened, Event, Listening, PeerIdentified
 from .host_events import EventHub
 from .nat.observed import ObservedAddresses
@@ -22,9 +22,12 @@ from .protocols import identify, ping
 from .protocols.relay import connect as relay_connect
 from .protocols.relay import stop
 from .transport import circuit, dial
-from .transport.connection import Connection, StreamHandler, StreamHandlers
+from .transport.connection import Connection, Handler
+from .transport.dns import SystemResolver
+from .transport.handlers import StreamHandlers
 from .transport.loop_engine import LoopEngine
 from .transport.stream import Stream
+from .transport.tasks import Tasks
 from .transport.tcp import TcpTransport
 from .version import __version__
 from .wire.keys import Identity
@@ -76,7 +79,7 @@ class Host:
         self._events = EventHub()
         self._connections: dict[PeerId, list[Connection]] = {}
         self._dialling: dict[PeerId, asyncio.Task[Connection]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._closed_hooks: list[Callable[[Connection], None]] = []
         self._record_seq = time.time_ns() // 1_000_000  # grows over restarts too, as signed records must
         self._told: tuple[Multiaddr, ...] = ()
@@ -97,8 +100,11 @@ class Host:
         """Listen and begin to reserve. NetworkError when an address given cannot be listened on."""
         if self._open:
             raise UsageError("this host is running already")
-        self._engine = LoopEngine.get()
-        self._tcp = TcpTransport(self._engine, self.identity, self.config, on_connection=self._adopt)
+        self._engine = LoopEngine.acquire()
+        self._tcp = TcpTransport(
+            self.identity, self._engine, self.config, on_connection=self._adopt, tasks=self._tasks
+        )
+        self._resolver = SystemResolver(self.config.timeouts.dial)
         self._observed = ObservedAddresses(
             listeners=lambda: self._tcp.listen_addrs, trusted=self._is_own_relay, on_change=self._addrs_changed
         )
@@ -107,14 +113,18 @@ class Host:
             dial=self._connect_relay,
             on_event=self._events.emit,
             on_change=self._addrs_changed,
+            config=self.config.reservation,
             timeouts=self.config.timeouts,
         )
         self._puncher = HolePuncher(
             tcp=self._tcp,
             own_addrs=self._punch_addrs,
             peer_addrs=lambda peer: self.peers.get(peer).addrs,
+            agent=lambda peer: self.peers.get(peer).agent,
             mapping=self._observed.mapping,
-            dial=self._dial_direct,
+            dial=self._dial_plainly,
+            direct_to=self._direct_to,
+            on_connection=self._adopt,
             on_event=self._events.emit,
             config=self.config,
             is_public=self._is_public,
@@ -132,11 +142,11 @@ class Host:
         self._events.emit(Listening(self.peer_id, self._told))
 
     async def _start_listening(self) -> None:
-        failures: list[NetworkError] = []
+        failures: list[OSError] = []
         for addr in self._listen_on:
             try:
                 await self._tcp.listen(addr)
-            except NetworkError as error:
+            except OSError as error:
                 if not self._listen_default:
                     raise
                 failures.append(error)  # no IPv6 here, or no IPv4
@@ -161,11 +171,12 @@ class Host:
         await self._relays.close()
         await self._puncher.close()
         await self._tcp.close()
-        background = [*self._tasks, *self._dialling.values()]
-        for task in background:
+        dialling = list(self._dialling.values())
+        for task in dialling:
             task.cancel()
-        await asyncio.gather(*background, return_exceptions=True)
-        await asyncio.gather(*(c.close() for c in self.connections), return_exceptions=True)
+        await asyncio.gather(*dialling, return_exceptions=True)
+        await asyncio.gather(*(connection.close() for connection in self.connections))
+        await self._tasks.cancel()
         self._engine.release()
         self._events.close()
 
@@ -193,15 +204,15 @@ class Host:
         return tuple(sorted(some, key=lambda c: (c.is_relayed, c.is_limited, -c.opened_at)))
 
     def handle(
-        self, protocol: str, handler: StreamHandler | None = None, *, allow_limited: bool = False
-    ) -> Callable[[StreamHandler], StreamHandler]:
+        self, protocol: str, handler: Handler | None = None, *, allow_limited: bool = False
+    ) -> Callable[[Handler], Handler]:
         """Serve a protocol: `host.handle(name, handler)`, or `@host.handle(name)` on the handler.
 
         The handler gets each inbound stream in a task of its own; the stream is closed when it returns and reset when
         it raises. Over relayed connections with limits it is served only with `allow_limited`.
         """
 
-        def add(function: StreamHandler) -> StreamHandler:
+        def add(function: Handler) -> Handler:
             self.handlers.add(protocol, function, allow_limited=allow_limited)
             return function
 
@@ -287,71 +298,83 @@ class Host:
         return await waiting
 
     async def _dial(self, peer: PeerId | None, addrs: Sequence[Multiaddr]) -> Connection:
-        own = set(self._tcp.listen_addrs)
-        usable = [addr for addr in addrs if addr.without_peer() not in own or peer is None]
-        if not usable:
-            raise DialFailed(peer or "nothing", ())
-        return await dial.dial_any(usable, lambda addr: self._dial_address(addr, peer), target=peer)
+        if not addrs:
+            raise DialFailed(peer, ())
+        ranked = dial.rank(await dial.resolve(addrs, self._resolver))
+        connection = await dial.dial_any(
+            ranked,
+            lambda addr: self._dial_address(addr, peer),
+            target=peer or addrs[0],
+            discard=lambda late: late.abort("another address was faster"),
+        )
+        self._adopt(connection)
+        return connection
 
     async def _dial_address(self, addr: Multiaddr, peer: PeerId | None) -> Connection:
         if addr.is_circuit:
             return await self._dial_circuit(addr)
-        connection = await self._tcp.dial(addr, expected_peer=addr.peer_id or peer)
+        return await self._tcp.dial(addr, expected_peer=addr.peer_id or peer)
+
+    async def _dial_plainly(self, addr: Multiaddr, peer: PeerId) -> Connection:
+        """For the hole puncher: no relay, whatever is open already, and not from the port that a punch will use."""
+        connection = await self._tcp.dial(addr, expected_peer=peer, reuse=False)
         self._adopt(connection)
         return connection
 
-    async def _dial_direct(self, addr: Multiaddr, peer: PeerId) -> Connection:
-        """A plain dial for the hole puncher: no relay, whatever is open already."""
-        connection = await self._tcp.dial(addr, expected_peer=peer)
-        self._adopt(connection)
-        return connection
+    def _direct_to(self, peer: PeerId) -> Connection | None:
+        return next((c for c in self.connections_to(peer) if not c.is_relayed), None)
 
     async def _dial_circuit(self, addr: Multiaddr) -> Connection:
         relay, target = addr.relay, addr.peer_id
         if relay is None or relay.peer_id is None or target is None:
             raise UsageError(f"{addr} is no circuit address: it needs /p2p/RELAY/p2p-circuit/p2p/PEER")
         through = await self._connect_relay(relay)
-        stream, limit = await relay_connect.connect(through, target, timeout=self.config.timeouts.relay_message)
-        connection = await circuit.secure(
+        stream, limit = await relay_connect.connect(through, target, timeout=self.config.timeouts.relay_connect)
+        return await circuit.secure(
             stream,
             self.identity,
             self._engine,
             initiator=True,
             expected_peer=target,
+            relay=through.remote_peer,
             limit=limit,
             config=self.config,
+            tasks=self._tasks,
+            remote_addr=addr,
         )
-        self._adopt(connection)
-        return connection
 
     async def _connect_relay(self, relay: Multiaddr) -> Connection:
         """A direct connection to a relay: circuits do not stack."""
         peer = relay.peer_id
-        if peer is not None:
-            for connection in self.connections_to(peer):
-                if not connection.is_relayed:
-                    return connection
-        return await self._dial_once(peer, [relay])
+        existing = self._direct_to(peer) if peer is not None else None
+        return existing or await self._dial_once(peer, [relay])
 
     # -- connections come and go
 
     def _adopt(self, connection: Connection) -> None:
         """Take a new connection in: serve its streams, identify it, tell of it, and see it off."""
-        if not self._open:
-            connection.abort("the host is closing")
+        if connection.closed:
             return
         peer = connection.remote_peer
-        self._connections.setdefault(peer, []).append(connection)
-        connection.upgrader = self._puncher
-        connection.serve(self.handlers)
+        if not self._open or peer == self.peer_id:
+            connection.abort("the host is closing" if not self._open else "this host dialled itself")
+            return
+        if connection in self._connections.setdefault(peer, []):
+            return
+        self._connections[peer].append(connection)
+        connection.upgrader = self._puncher.direct
+        connection.set_stream_handlers(self.handlers)
+        if not connection.is_relayed:
+            for other in self._connections[peer]:
+                if other.is_relayed:
+                    other.successor = connection
         self._events.emit(
             ConnectionOpened(peer, connection.remote_addr, connection.path, not connection.initiator, connection)
         )
-        self.spawn(self._see_off(connection), f"closing of {peer}")
+        connection.add_close_callback(self._see_off)
         self.spawn(self._identify(connection), f"identify {peer}")
 
-    async def _see_off(self, connection: Connection) -> None:
-        await connection.wait_closed()
+    def _see_off(self, connection: Connection) -> None:
         peer = connection.remote_peer
         some = self._connections.get(peer, [])
         if connection in some:
@@ -359,6 +382,7 @@ class Host:
         if not some:
             self._connections.pop(peer, None)
         self._observed.forget(connection)
+        self._puncher.disconnected(connection)
         for hook in tuple(self._closed_hooks):
             hook(connection)
         reason = str(connection.close_reason or "")
@@ -372,7 +396,7 @@ class Host:
             self._learn(connection, message)
         except FlareError as error:
             logger.info("identify with %s failed: %s", peer, error, extra={"peer": str(peer)})
-        if connection.is_relayed and self._punch:
+        if self._punch and not connection.closed:
             self._puncher.connected(connection)
 
     def _learn(self, connection: Connection, message: Identify) -> None:
@@ -393,7 +417,7 @@ class Host:
             connection,
             agent=self.agent,
             addrs=self.addrs,
-            protocols=self.handlers.protocols,
+            protocols=self.handlers,
             sequence=self._record_seq,
         )
 
@@ -417,8 +441,10 @@ class Host:
             self._engine,
             initiator=False,
             expected_peer=incoming.peer,
+            relay=relay,
             limit=incoming.limit,
             config=self.config,
+            tasks=self._tasks,
         )
         self._adopt(connection)
 
@@ -447,20 +473,16 @@ class Host:
             async with connection.open_stream(identify.PUSH_PROTOCOL) as stream:
                 await identify.push(stream, self.identify_message(connection))
 
-    def spawn(self, work: Awaitable[None], name: str) -> None:
-        """Run something for as long as the host lives; what it raises is logged."""
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run something for as long as the host lives; a FlareError ends it quietly."""
 
         async def guarded() -> None:
             try:
                 await work
             except FlareError as error:
                 logger.info("%s: %s", name, error)
-            except Exception:  # the edge of a task
-                logger.exception("%s failed", name)
 
-        task = asyncio.get_running_loop().create_task(guarded(), name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(guarded(), name)
 
 
 def _relay_address(addr: Address) -> Multiaddr:
@@ -470,5 +492,5 @@ def _relay_address(addr: Address) -> Multiaddr:
     return relay
 
 
-def _added(handler: StreamHandler) -> Callable[[StreamHandler], StreamHandler]:
+def _added(handler: Handler) -> Callable[[Handler], Handler]:
     return lambda _: handler

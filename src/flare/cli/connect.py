@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import os
 import sys
+import threading
 
 from ..errors import FlareError
 from ..host import Host
@@ -14,6 +15,7 @@ from ..transport.stream import Stream
 from .common import Output, add_common, address, identity_from, run_until_signal, unless_stopped
 
 CHUNK = 64 * 1024
+CHUNKS_AHEAD = 4  # read from stdin and not yet taken by the stream
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -65,6 +67,24 @@ async def _connect(args: argparse.Namespace, host: Host, out: Output) -> int:
 
 async def _send(stream: Stream) -> None:
     """Stdin to the stream, then a half-close."""
-    while data := await asyncio.to_thread(os.read, sys.stdin.fileno(), CHUNK):
+    chunks: asyncio.Queue[bytes] = asyncio.Queue()
+    room = threading.Semaphore(CHUNKS_AHEAD)
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        # a thread that may be left behind: a read from a terminal can't be cancelled, and must not keep us from ending
+        while True:
+            room.acquire()
+            data = os.read(sys.stdin.fileno(), CHUNK)
+            try:
+                loop.call_soon_threadsafe(chunks.put_nowait, data)
+            except RuntimeError:
+                return  # the loop has closed
+            if not data:
+                return
+
+    threading.Thread(target=read, name="stdin", daemon=True).start()
+    while data := await chunks.get():
         await stream.write(data)
+        room.release()
     await stream.close_write()

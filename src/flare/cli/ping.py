@@ -12,6 +12,8 @@ from ..protocols import ping
 from ..transport.connection import Connection
 from .common import Output, add_common, address, identity_from, run_until_signal, unless_stopped
 
+MAX_MISSES = 5  # pings without an answer
+
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
@@ -75,29 +77,34 @@ async def _until_direct(
     direct: asyncio.Future[Connection],
     started: float,
 ) -> int:
-    pongs = 0
+    pongs = misses = 0
     while True:
         decided = direct.done()
         current = direct.result() if decided and direct.exception() is None else connection
-        await _pong(out, current)
-        pongs += 1
+        if await _pong(out, current):
+            pongs += 1
+        else:
+            misses += 1
         if args.count and pongs >= args.count:
             return 0
         if decided and not args.count:
             return _verdict(out, connection, direct, time.monotonic() - started)
-        wait = {direct} if not decided else set()
-        if wait:
-            await asyncio.wait(wait, timeout=args.interval)
-        else:
+        if current.closed or misses >= MAX_MISSES:
+            out.fact("failed", f"the connection is gone: {current.close_reason}", reason=str(current.close_reason))
+            return 1
+        if decided:
             await asyncio.sleep(args.interval)
+        else:
+            await asyncio.wait((direct,), timeout=args.interval)
 
 
-async def _pong(out: Output, connection: Connection) -> None:
+async def _pong(out: Output, connection: Connection) -> bool:
+    """One ping; whether it was answered."""
     try:
         rtt = await ping.ping(connection)
     except FlareError as error:
         out.fact("no-pong", f"no pong: {error}", reason=str(error), path=connection.path)
-        return
+        return False
     out.fact(
         "pong",
         f"pong from {connection.remote_peer.short()}: {rtt * 1000:.2f} ms, {connection.path}",
@@ -105,6 +112,7 @@ async def _pong(out: Output, connection: Connection) -> None:
         rtt_ms=round(rtt * 1000, 3),
         path=connection.path,
     )
+    return True
 
 
 def _verdict(out: Output, connection: Connection, direct: asyncio.Future[Connection], seconds: float) -> int:
