@@ -22,9 +22,7 @@ from .protocols import identify, ping
 from .protocols.relay import connect as relay_connect
 from .protocols.relay import stop
 from .transport import circuit, dial
-from .transport.connection import Connection, Handler
-from .transport.dns import SystemResolver
-from .transport.handlers import StreamHandlers
+from .transport.connection import Connection, StreamHandler, StreamHandlers
 from .transport.loop_engine import LoopEngine
 from .transport.stream import Stream
 from .transport.tasks import Tasks
@@ -100,11 +98,10 @@ class Host:
         """Listen and begin to reserve. NetworkError when an address given cannot be listened on."""
         if self._open:
             raise UsageError("this host is running already")
-        self._engine = LoopEngine.acquire()
+        self._engine = LoopEngine.get()
         self._tcp = TcpTransport(
-            self.identity, self._engine, self.config, on_connection=self._adopt, tasks=self._tasks
+            self._engine, self.identity, self.config, on_connection=self._adopt, tasks=self._tasks
         )
-        self._resolver = SystemResolver(self.config.timeouts.dial)
         self._observed = ObservedAddresses(
             listeners=lambda: self._tcp.listen_addrs, trusted=self._is_own_relay, on_change=self._addrs_changed
         )
@@ -116,7 +113,21 @@ class Host:
             config=self.config.reservation,
             timeouts=self.config.timeouts,
         )
-        self._puncher = HolePuncher(
+        self._puncher = self._make_puncher() if self._punch else None
+        self._open = True
+        try:
+            await self._start_listening()
+        except BaseException:
+            await self.close()
+            raise
+        self._register_own_protocols()
+        for relay in self._relay_addrs:
+            self._relays.add(relay)
+        self._told = self.addrs
+        self._events.emit(Listening(self.peer_id, self._told))
+
+    def _make_puncher(self) -> HolePuncher:
+        return HolePuncher(
             tcp=self._tcp,
             own_addrs=self._punch_addrs,
             peer_addrs=lambda peer: self.peers.get(peer).addrs,
@@ -129,17 +140,6 @@ class Host:
             config=self.config,
             is_public=self._is_public,
         )
-        self._open = True
-        try:
-            await self._start_listening()
-        except BaseException:
-            await self.close()
-            raise
-        self._register_own_protocols()
-        for relay in self._relay_addrs:
-            self._relays.add(relay)
-        self._told = self.addrs
-        self._events.emit(Listening(self.peer_id, self._told))
 
     async def _start_listening(self) -> None:
         failures: list[OSError] = []
@@ -160,7 +160,7 @@ class Host:
         own(identify.PUSH_PROTOCOL, self._serve_identify_push, allow_limited=True)
         if self._relay_addrs:
             own(stop.PROTOCOL, self._serve_stop)
-        if self._punch:
+        if self._puncher is not None:
             self._puncher.register(self.handlers)
 
     async def close(self) -> None:
@@ -169,7 +169,8 @@ class Host:
             return
         self._open = False
         await self._relays.close()
-        await self._puncher.close()
+        if self._puncher is not None:
+            await self._puncher.close()
         await self._tcp.close()
         dialling = list(self._dialling.values())
         for task in dialling:
@@ -204,15 +205,15 @@ class Host:
         return tuple(sorted(some, key=lambda c: (c.is_relayed, c.is_limited, -c.opened_at)))
 
     def handle(
-        self, protocol: str, handler: Handler | None = None, *, allow_limited: bool = False
-    ) -> Callable[[Handler], Handler]:
+        self, protocol: str, handler: StreamHandler | None = None, *, allow_limited: bool = False
+    ) -> Callable[[StreamHandler], StreamHandler]:
         """Serve a protocol: `host.handle(name, handler)`, or `@host.handle(name)` on the handler.
 
         The handler gets each inbound stream in a task of its own; the stream is closed when it returns and reset when
         it raises. Over relayed connections with limits it is served only with `allow_limited`.
         """
 
-        def add(function: Handler) -> Handler:
+        def add(function: StreamHandler) -> StreamHandler:
             self.handlers.add(protocol, function, allow_limited=allow_limited)
             return function
 
@@ -300,12 +301,8 @@ class Host:
     async def _dial(self, peer: PeerId | None, addrs: Sequence[Multiaddr]) -> Connection:
         if not addrs:
             raise DialFailed(peer, ())
-        ranked = dial.rank(await dial.resolve(addrs, self._resolver))
         connection = await dial.dial_any(
-            ranked,
-            lambda addr: self._dial_address(addr, peer),
-            target=peer or addrs[0],
-            discard=lambda late: late.abort("another address was faster"),
+            addrs, lambda addr: self._dial_address(addr, peer), target=peer or addrs[0]
         )
         self._adopt(connection)
         return connection
@@ -336,11 +333,8 @@ class Host:
             self._engine,
             initiator=True,
             expected_peer=target,
-            relay=through.remote_peer,
             limit=limit,
             config=self.config,
-            tasks=self._tasks,
-            remote_addr=addr,
         )
 
     async def _connect_relay(self, relay: Multiaddr) -> Connection:
@@ -362,8 +356,8 @@ class Host:
         if connection in self._connections.setdefault(peer, []):
             return
         self._connections[peer].append(connection)
-        connection.upgrader = self._puncher.direct
-        connection.set_stream_handlers(self.handlers)
+        connection.upgrader = self._puncher
+        connection.serve(self.handlers)
         if not connection.is_relayed:
             for other in self._connections[peer]:
                 if other.is_relayed:
@@ -382,7 +376,8 @@ class Host:
         if not some:
             self._connections.pop(peer, None)
         self._observed.forget(connection)
-        self._puncher.disconnected(connection)
+        if self._puncher is not None:
+            self._puncher.disconnected(connection)
         for hook in tuple(self._closed_hooks):
             hook(connection)
         reason = str(connection.close_reason or "")
@@ -396,7 +391,7 @@ class Host:
             self._learn(connection, message)
         except FlareError as error:
             logger.info("identify with %s failed: %s", peer, error, extra={"peer": str(peer)})
-        if self._punch and not connection.closed:
+        if self._puncher is not None and not connection.closed:
             self._puncher.connected(connection)
 
     def _learn(self, connection: Connection, message: Identify) -> None:
@@ -406,7 +401,7 @@ class Host:
             peer, addrs=learned.addrs, protocols=learned.protocols, agent=learned.agent, seq=learned.seq
         )
         self._observed.record(connection, learned.observed)
-        self._events.emit(PeerIdentified(peer, learned.agent, learned.protocols, learned.observed))
+        self._events.emit(PeerIdentified(peer, learned.agent or "", learned.protocols or (), learned.observed))
 
     # -- what we tell
 
@@ -417,7 +412,7 @@ class Host:
             connection,
             agent=self.agent,
             addrs=self.addrs,
-            protocols=self.handlers,
+            protocols=self.handlers.protocols,
             sequence=self._record_seq,
         )
 
@@ -441,10 +436,8 @@ class Host:
             self._engine,
             initiator=False,
             expected_peer=incoming.peer,
-            relay=relay,
             limit=incoming.limit,
             config=self.config,
-            tasks=self._tasks,
         )
         self._adopt(connection)
 
@@ -492,5 +485,5 @@ def _relay_address(addr: Address) -> Multiaddr:
     return relay
 
 
-def _added(handler: Handler) -> Callable[[Handler], Handler]:
+def _added(handler: StreamHandler) -> Callable[[StreamHandler], StreamHandler]:
     return lambda _: handler

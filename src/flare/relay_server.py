@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
+from ._core.link import LinkStream
 from ._core.splice import Splice, SpliceResult, splice
 from .config import RelayLimits
 from .errors import UsageError
@@ -95,6 +96,8 @@ def _splice(
     deadline_ns: int,
     on_done: Callable[[SpliceResult], None],
 ) -> Splice:
+    if not (isinstance(a.core, LinkStream) and isinstance(b.core, LinkStream)):
+        raise UsageError("only streams of the engine's own links can be spliced")
     return splice(
         a.core,
         b.core,

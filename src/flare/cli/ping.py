@@ -7,6 +7,7 @@ import asyncio
 import time
 
 from ..errors import FlareError, PunchFailed
+from ..events import PunchSucceeded
 from ..host import Host
 from ..protocols import ping
 from ..transport.connection import Connection
@@ -62,9 +63,14 @@ async def _ping(args: argparse.Namespace, host: Host, out: Output) -> int:
     except FlareError as error:
         out.fact("failed", str(error), reason=str(error))
         return 1
+    punched: list[PunchSucceeded] = []
+    host.on_event(lambda event: punched.append(event) if isinstance(event, PunchSucceeded) else None)
     direct = asyncio.ensure_future(connection.direct(timeout=args.timeout))
     try:
-        return await _until_direct(args, out, connection, direct, started)
+        code = await _until_direct(args, out, connection, direct)
+        if code is not None:
+            return code
+        return _verdict(out, direct, punched[0].attempts if punched else 0, time.monotonic() - started)
     finally:
         direct.cancel()
         await asyncio.gather(direct, return_exceptions=True)
@@ -75,8 +81,8 @@ async def _until_direct(
     out: Output,
     connection: Connection,
     direct: asyncio.Future[Connection],
-    started: float,
-) -> int:
+) -> int | None:
+    """Ping on; the exit code, or None once `direct` is decided."""
     pongs = misses = 0
     while True:
         decided = direct.done()
@@ -88,7 +94,7 @@ async def _until_direct(
         if args.count and pongs >= args.count:
             return 0
         if decided and not args.count:
-            return _verdict(out, connection, direct, time.monotonic() - started)
+            return None
         if current.closed or misses >= MAX_MISSES:
             out.fact("failed", f"the connection is gone: {current.close_reason}", reason=str(current.close_reason))
             return 1
@@ -115,11 +121,10 @@ async def _pong(out: Output, connection: Connection) -> bool:
     return True
 
 
-def _verdict(out: Output, connection: Connection, direct: asyncio.Future[Connection], seconds: float) -> int:
+def _verdict(out: Output, direct: asyncio.Future[Connection], attempts: int, seconds: float) -> int:
     error = direct.exception()
     if error is None:
         path = direct.result().path
-        attempts = connection.punch_attempts
         out.fact("direct", f"direct: {path}", path=path, attempts=attempts, seconds=round(seconds, 4))
         return 0
     if not isinstance(error, FlareError):

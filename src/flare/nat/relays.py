@@ -172,7 +172,7 @@ class RelayClient:
         before = self.addrs
         reservation = await self._reserve(connection, timeout=self._timeouts.relay_message)
         self._places[relay] = _Place(reservation, connection)
-        addrs = tuple(self._circuit_addrs(relay, reservation))
+        addrs = tuple(dict.fromkeys(self._circuit_addrs(relay, reservation)))
         self._on_event(ReservationAccepted(reservation.relay, reservation.expires, addrs, reservation.limit))
         if self.addrs != before:
             self._on_change()

@@ -119,6 +119,7 @@ class Connection:
         self.tasks = tasks  # what runs on behalf of the connection, handlers and circuits through it
         self._handlers = StreamHandlers()
         self.upgrader: Upgrader | None = None
+        self.successor: Connection | None = None  # the direct connection that took the place of this relayed one
         self._streams: WeakSet[Stream] = WeakSet()
         self._negotiating = 0
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -168,12 +169,16 @@ class Connection:
     ) -> Opening:
         """A stream that speaks the first of `protocols` that the peer takes: await it, or use it in `async with`.
 
+        Once a direct connection has taken the place of this relayed one (`direct`), streams open on that.
         `lazy`, with one protocol: do not wait for the peer's answer; its refusal comes from the first read. Raises
         ProtocolNotSupported, LimitedConnection unless `allow_limited`, ConnectionClosed, ResourceLimit when too many
         wait for the peer, TimedOut after `timeout` seconds (Timeouts.negotiate).
         """
         if not protocols or (lazy and len(protocols) > 1):
             raise UsageError("name a protocol to open a stream for, and just one when lazy")
+        successor = self.successor
+        if successor is not None and not successor.closed:
+            return successor.open_stream(*protocols, allow_limited=allow_limited, lazy=lazy, timeout=timeout)
         seconds = self.timeouts.negotiate if timeout is None else timeout
         return Opening(self._open(protocols, allow_limited, lazy, seconds))
 
@@ -249,10 +254,13 @@ class Connection:
     async def direct(self, timeout: float = 30.0) -> Connection:
         """A direct connection to the same peer: this one, or what hole punching makes within `timeout` seconds.
 
-        PunchFailed says why there is none.
+        PunchFailed says why there is none. Streams opened on this connection from then on open on the direct one,
+        and this one closes after PunchConfig.grace (DCUtR.md).
         """
         if not self.is_relayed:
             return self
+        if self.successor is not None and not self.successor.closed:
+            return self.successor
         if self.upgrader is None:
             raise PunchFailed("this host does not punch holes")
         return await self.upgrader.direct(self, timeout)
