@@ -1,4 +1,4 @@
-"""Records per second at four sizes, beside `cryptography`: pytest benchmarks/test_bench_aead.py --benchmark-sort=name.
+"""Record throughput at four sizes, beside `cryptography`: pytest benchmarks/test_bench_aead.py.
 
 Each benchmark's extra_info holds MB/s (10^6 bytes of plaintext a second, at the median).
 """
@@ -15,7 +15,11 @@ from flare._core import aead
 
 KIB = 1024
 KEYS = {aead.CHACHA20_POLY1305: bytes(32), aead.AES_128_GCM: bytes(16), aead.AES_256_GCM: bytes(32)}
-NAMES = {aead.CHACHA20_POLY1305: "chacha20-poly1305", aead.AES_128_GCM: "aes-128-gcm", aead.AES_256_GCM: "aes-256-gcm"}
+NAMES = {
+    aead.CHACHA20_POLY1305: "chacha20-poly1305",
+    aead.AES_128_GCM: "aes-128-gcm",
+    aead.AES_256_GCM: "aes-256-gcm",
+}
 
 
 def measure(benchmark: Any, size: int, work: Callable[[], object]) -> None:

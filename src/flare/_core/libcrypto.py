@@ -1,4 +1,4 @@
-"""Where the interpreter's own libcrypto keeps its EVP functions: addresses for C code, nothing linked or bundled.
+"""Where the interpreter's own libcrypto keeps its EVP functions: addresses for C, nothing linked or bundled.
 
 The look-up asks the dynamic linker for symbols in the file of the `_ssl` module and in what that file depends
 on, so it finds the very libcrypto that `ssl` uses even when another copy is loaded. A static build of `_ssl`
