@@ -26,8 +26,7 @@ cdef inline const uint8_t* cursor_take(cursor* c, uint64_t n) noexcept nogil:
 
 
 cdef inline int cursor_varint(cursor* c, uint64_t* value) noexcept nogil:
-    """A protobuf varint: 64 bits in at most 10 bytes, zero padding allowed (protobuf encoding, "Base 128
-    Varints")."""
+    """A protobuf varint: 64 bits in at most 10 bytes, zero padding allowed."""
     cdef uint64_t result = 0
     cdef int shift = 0
     cdef const uint8_t* byte
@@ -74,8 +73,7 @@ cdef inline size_t varint_size(uint64_t value) noexcept nogil:
 
 
 cdef inline size_t varint_write(uint8_t* out, uint64_t value) noexcept nogil:
-    """Writes the shortest varint of `value` at `out`, which has room for varint_size(value) bytes; returns
-    that size."""
+    """Writes the shortest varint of `value` at `out`, which has varint_size(value) bytes; returns that."""
     cdef size_t n = 0
     while value >= 0x80:
         out[n] = <uint8_t>(value | 0x80)

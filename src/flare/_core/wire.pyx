@@ -158,8 +158,7 @@ cdef class Field:
 
 
 cdef object number_value(Field field, uint64_t raw):
-    """The Python value of a varint; None for an unknown member of a closed enum. Narrow types keep the low
-    bits."""
+    """The Python value of a varint, narrow ones of its low bits; None for an unknown enum member."""
     if field.kind == UINT64:
         return raw
     if field.kind == UINT32:
@@ -234,8 +233,7 @@ cdef class Schema:
         return self.build(values)
 
     def encode(self, message) -> bytes:
-        """`message` in protobuf, fields in order of their numbers, deterministic. Raises UsageError for wrong
-        values."""
+        """`message` in protobuf, fields by number. Raises UsageError for values that a field cannot hold."""
         cdef writer out
         out.size = 0
         out.room = 256
@@ -277,8 +275,7 @@ cdef class Schema:
         return 0
 
     cdef int read_known(self, cursor* c, int wire_type, Py_ssize_t index, list values) except -1:
-        """Reads one value of field `index`; 0 when the wire type is not the field's, which makes it an
-        unknown one."""
+        """Reads one value of field `index`; 0 for another wire type, which makes it an unknown field."""
         cdef Field field = <Field>self.fields[index]
         cdef bint number = field.kind < STRING
         cdef bint packed = number and field.repeated and wire_type == DELIMITED

@@ -55,8 +55,10 @@ def unmapped(ip: IpAddress) -> IpAddress:
 
 
 def ip_is_public(ip: IpAddress) -> bool:
-    """Whether `ip` can be reached from anywhere: it is not local, documentation, multicast, reserved or
-    unspecified."""
+    """Whether `ip` can be reached from anywhere.
+
+    Local, documentation, multicast, reserved and unspecified addresses cannot.
+    """
     ip = unmapped(ip)
     number = int(ip)
     if ip.version == 6:
@@ -68,8 +70,7 @@ def ip_is_public(ip: IpAddress) -> bool:
 
 
 def ip_is_private(ip: IpAddress) -> bool:
-    """Whether `ip` is of some local network: RFC 1918, carrier-grade NAT, link local, unique local,
-    loopback."""
+    """Whether `ip` is local: RFC 1918, carrier-grade NAT, link local, unique local, loopback."""
     ip = unmapped(ip)
     return _inside(int(ip), _LOCAL_MASKS[ip.version])
 

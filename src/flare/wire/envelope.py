@@ -1,5 +1,4 @@
-"""Signed envelopes (RFC 0002), and in them peer records (RFC 0003) and reservation vouchers
-(circuit-v2.md)."""
+"""Signed envelopes (RFC 0002), peer records (RFC 0003) and reservation vouchers (circuit-v2.md)."""
 
 from __future__ import annotations
 
@@ -18,8 +17,7 @@ PEER_RECORD_TYPE = b"\x03\x01"
 VOUCHER_DOMAIN = "libp2p-relay-rsvp"
 VOUCHER_TYPE = b"\x03\x02"
 
-# RFC 0003's names for peer records, which rust-libp2p still knows. The domain is signed: accepting both is
-# safe.
+# RFC 0003's names for peer records, which rust-libp2p still uses. The signature covers the domain.
 _DRAFT_DOMAIN = "libp2p-routing-state"
 _DRAFT_TYPE = b"/libp2p/routing-state-record"
 
@@ -120,8 +118,7 @@ class PeerRecord:
 
     @classmethod
     def open(cls, data: bytes) -> PeerRecord:
-        """The record in an encoded envelope, signed by its own peer, without the addresses that we cannot
-        read.
+        """The record in an encoded envelope, signed by its own peer; unreadable addresses are left out.
 
         Raises DecodeError, AuthenticationFailed, and PeerMismatch when somebody else signed.
         """

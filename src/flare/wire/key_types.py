@@ -25,8 +25,7 @@ _EcKey = TypeVar("_EcKey", ec.EllipticCurvePublicKey, ec.EllipticCurvePrivateKey
 
 
 class Algorithm(Protocol):
-    """What a kind of key can do. A `public` or `private` is an object of `cryptography`'s, from the
-    loader."""
+    """What a kind of key can do. `public` and `private` are the objects of `cryptography`'s."""
 
     def generate(self) -> Any: ...
     def load_private(self, data: bytes) -> Any: ...

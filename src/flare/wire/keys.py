@@ -152,8 +152,7 @@ class Identity:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Identity:
-        """The identity in the file at `path`, a PrivateKey message. Raises OSError, and InvalidKey for other
-        files."""
+        """The identity in the file at `path`, a PrivateKey message. Raises OSError and InvalidKey."""
         with open(path, "rb") as file:
             data = file.read(MAX_KEY_FILE + 1)
         if len(data) > MAX_KEY_FILE:
@@ -164,8 +163,10 @@ class Identity:
             raise InvalidKey(f"{os.fspath(path)}: {error}") from None
 
     def save(self, path: str | os.PathLike[str], mode: int = 0o600, *, replace: bool = False) -> None:
-        """Writes the private key to `path`, whole or not at all. Raises OSError, without `replace`
-        FileExistsError."""
+        """Writes the private key to `path`, whole or not at all.
+
+        Raises OSError: FileExistsError unless `replace`.
+        """
         temporary = f"{os.fspath(path)}.{os.getpid()}.new"
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         try:

@@ -24,8 +24,7 @@ _DNS = ("dns", "dns4", "dns6", "dnsaddr")
 
 
 class Component(NamedTuple):
-    """One layer of an address: its protocol's `name` and its `value` as text, None where the protocol has
-    none."""
+    """One layer of an address: its protocol's `name`, and its `value` as text or None."""
 
     name: str
     value: str | None
@@ -178,14 +177,13 @@ class Multiaddr:
 
     @property
     def relay(self) -> Multiaddr | None:
-        """The relay's address, before the last /p2p-circuit; None without a circuit, or with nothing
-        there."""
+        """The relay's address: what precedes the last /p2p-circuit, None if nothing does."""
         index = self._find_last("p2p-circuit")
         return self._of(self._parts[:index]) if index > 0 else None
 
     @property
     def target_after_circuit(self) -> Multiaddr | None:
-        """What follows the last /p2p-circuit; None without a circuit, or with nothing there."""
+        """What follows the last /p2p-circuit, None if nothing does."""
         index = self._find_last("p2p-circuit")
         return self._of(self._parts[index + 1 :]) if 0 <= index < len(self._parts) - 1 else None
 

@@ -23,8 +23,7 @@ def base58_decode(text: str) -> bytes:
 
 
 def multibase_encode(prefix: str, data: bytes) -> str:
-    """`data` behind the multibase `prefix`: b (base32), f (base16), k (base36), u (base64url) or z
-    (base58btc)."""
+    """`data` behind a multibase prefix: b (base32), f (base16), k (base36), u (base64url), z (base58btc)."""
     return prefix + _ENCODERS[prefix](data)
 
 

@@ -44,8 +44,7 @@ class Message:
     schema: ClassVar[Schema]
 
     def encode(self) -> bytes:
-        """In protobuf, fields in order of their numbers. Raises UsageError for values that a field cannot
-        hold."""
+        """In protobuf, fields by number. Raises UsageError for values that a field cannot hold."""
         return self.schema.encode(self)
 
     def frame(self) -> bytes:
