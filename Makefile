@@ -62,7 +62,7 @@ lab: .stamps/test
 interop: .stamps/test
 	@for tool in go cargo node npm; do command -v $$tool >/dev/null || { echo "make interop builds real peers and needs $$tool"; exit 1; }; done
 	@test "$$(id -u)" = 0 || { echo "make interop punches holes between network namespaces and needs root"; exit 1; }
-	$(PY) -m pytest -q -m interop --timeout 1800 tests/interop $(ARGS)
+	FLARE_INTEROP_TABLE=docs/interop.md $(PY) -m pytest -q -m interop --timeout 1800 tests/interop $(ARGS)
 
 bench: .stamps/test
 	$(PY) -m pytest -q benchmarks --benchmark-only -p no:timeout $(ARGS)

@@ -36,7 +36,7 @@ def command(relay: str) -> Sequence[str]:
     """How to start a relay without limits on loopback."""
     if relay == "flare":
         return [sys.executable, "-m", "flare", "relay", "--listen", LISTEN, "--no-limits", "--json"]
-    return [*build.peer(relay), "relay", "--listen", LISTEN, "--no-limits"]
+    return [*build.program(relay), "relay", "--listen", LISTEN, "--no-limits"]
 
 
 def pinned(core: int) -> Sequence[str]:

@@ -78,6 +78,7 @@ class Host:
         self._connections: dict[PeerId, list[Connection]] = {}
         self._dialling: dict[PeerId, asyncio.Task[Connection]] = {}
         self._tasks = Tasks()
+        self._trusted = {relay.peer_id for relay in self._relay_addrs}  # their word on our address is believed at once
         self._closed_hooks: list[Callable[[Connection], None]] = []
         self._record_seq = time.time_ns() // 1_000_000  # grows over restarts too, as signed records must
         self._told: tuple[Multiaddr, ...] = ()
@@ -103,7 +104,7 @@ class Host:
             self._engine, self.identity, self.config, on_connection=self._adopt, tasks=self._tasks
         )
         self._observed = ObservedAddresses(
-            listeners=lambda: self._tcp.listen_addrs, trusted=self._is_own_relay, on_change=self._addrs_changed
+            listeners=lambda: self._tcp.listen_addrs, trusted=self._trusted.__contains__, on_change=self._addrs_changed
         )
         self._relays = RelayClient(
             local_peer=self.peer_id,
@@ -248,6 +249,7 @@ class Host:
         somebody else answers. A relayed connection goes direct by itself: await `connection.direct()` for that.
         """
         peer, addrs = self._where(targets)
+        self._trusted.update(addr.relay.peer_id for addr in addrs if addr.relay is not None)
         if peer is not None and (open_already := self.connections_to(peer)):
             return open_already[0]
         limit = timeout if timeout is not None else 2 * self.config.timeouts.dial
@@ -440,9 +442,6 @@ class Host:
             config=self.config,
         )
         self._adopt(connection)
-
-    def _is_own_relay(self, peer: PeerId) -> bool:
-        return any(relay.peer_id == peer for relay in self._relay_addrs)
 
     def _punch_addrs(self) -> Sequence[Multiaddr]:
         """Our addresses that a peer may aim at when punching."""
