@@ -1,4 +1,4 @@
-"""Observed addresses: whom to believe, and what they say about the NAT (identify/README.md, "observedAddr")."""
+"""Observed addresses: whom to believe, and what they say about the NAT (identify/README.md)."""
 
 from __future__ import annotations
 
