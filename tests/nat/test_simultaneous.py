@@ -20,7 +20,7 @@ from flare.errors import PeerMismatch, PunchFailed
 from flare.nat.simultaneous import TcpPunch
 from flare.protocols.dcutr import CLIENT, SERVER
 from flare.wire.multiaddr import Multiaddr
-from tests.support.aio import aio
+from tests.support.aio import aio, eventually
 from tests.support.linked import ALICE, BOB
 
 TARGET = Multiaddr("/ip4/127.0.0.1/tcp/4001")
@@ -161,11 +161,12 @@ def test_on_each_loop() -> None:
 
 @pytest.mark.parametrize(("role", "initiator"), [(CLIENT, True), (SERVER, False)])
 @aio
-async def test_the_role_is_dcutrs_whether_we_connected_or_were_connected_to(role: str, initiator: bool) -> None:
+async def test_the_role_is_dcutrs_whether_we_connected_or_were_connected_to(
+    role: str, initiator: bool
+) -> None:
     with punching() as (punch, tcp, _):
         running = asyncio.create_task(run(punch, role=role))
-        while not tcp.expected:
-            await asyncio.sleep(0.001)
+        await eventually(lambda: tcp.expected)
         tcp.expected["127.0.0.1"](tcp_end())
         assert await running is tcp.connections[0]
         assert tcp.adopted[0]["initiator"] is initiator
@@ -175,8 +176,7 @@ async def test_the_role_is_dcutrs_whether_we_connected_or_were_connected_to(role
 async def test_what_is_accepted_ends_the_connecting() -> None:
     with punching(timeout=5) as (punch, tcp, core):
         running = asyncio.create_task(run(punch))
-        while not tcp.expected:
-            await asyncio.sleep(0.001)
+        await eventually(lambda: tcp.expected)
         tcp.expected["127.0.0.1"](tcp_end())
         started = time.monotonic()
         await running
@@ -202,9 +202,9 @@ async def test_without_a_listener_any_port_will_do() -> None:
 
 @aio
 async def test_the_reason_is_what_the_core_saw() -> None:
-    with punching(PunchFailed("127.0.0.1:4001 refused 7 times"), timeout=0.1) as (punch, _, _):
-        with pytest.raises(PunchFailed, match="refused 7 times"):
-            await run(punch)
+    refused = PunchFailed("127.0.0.1:4001 refused 7 times")
+    with punching(refused, timeout=0.1) as (punch, _, _), pytest.raises(PunchFailed, match="refused 7 times"):
+        await run(punch)
 
 
 @aio
@@ -232,8 +232,7 @@ class TestTwoConnections:
         with punching("socket") as (punch, tcp, _):
             tcp.secure = [0.05, 0.05]
             running = asyncio.create_task(run(punch, role=CLIENT))
-            while not tcp.expected:
-                await asyncio.sleep(0.001)
+            await eventually(lambda: tcp.expected)
             tcp.expected["127.0.0.1"](tcp_end())
             kept = await running
             assert [c for c in tcp.connections if not c.closed] == [kept]
@@ -243,11 +242,9 @@ class TestTwoConnections:
         with punching("socket") as (punch, tcp, _):
             tcp.secure = [0.05, 0.1]
             running = asyncio.create_task(run(punch))
-            while not tcp.expected:
-                await asyncio.sleep(0.001)
+            await eventually(lambda: tcp.expected)
             tcp.expected["127.0.0.1"](tcp_end())
-            while not tcp.connections:
-                await asyncio.sleep(0.001)
+            await eventually(lambda: tcp.connections)
             tcp.connections[0].abort("the client chose the other")
             assert await running is tcp.connections[1]
 
@@ -263,8 +260,7 @@ class TestTwoConnections:
         with punching("socket") as (punch, tcp, _):
             tcp.secure = [30.0, 0.0]
             running = asyncio.create_task(run(punch, role=CLIENT))
-            while not tcp.adopted:
-                await asyncio.sleep(0.001)
+            await eventually(lambda: tcp.adopted)
             tcp.expected["127.0.0.1"](tcp_end())
             assert await running is tcp.connections[0]
 
@@ -273,8 +269,7 @@ class TestTwoConnections:
 async def test_a_cancelled_punch_leaves_nothing_behind() -> None:
     with punching("wait", timeout=10) as (punch, tcp, core):
         running = asyncio.create_task(run(punch))
-        while not tcp.expected:
-            await asyncio.sleep(0.001)
+        await eventually(lambda: tcp.expected)
         await asyncio.sleep(0.05)
         running.cancel()
         await asyncio.wait([running])

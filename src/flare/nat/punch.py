@@ -30,7 +30,6 @@ from flare.wire.peer_id import PeerId
 
 if TYPE_CHECKING:
     from flare.transport.connection import Connection
-
     from flare.transport.stream import Stream
 
 log = logging.getLogger("flare.nat.punch")
@@ -61,6 +60,12 @@ class _Upgrade:
         self.task: asyncio.Task[None] | None = None  # B's whole work
         self.punching: asyncio.Task[Connection] | None = None  # A's current attempt
         self.waiting: asyncio.TimerHandle | None = None  # A's patience for another one
+        self.lost = False  # the relayed connection is gone
+
+    @property
+    def running(self) -> bool:
+        """Something is under way that may still end well, even without the relayed connection."""
+        return self.punching is not None or (self.task is not None and not self.task.done())
 
 
 class HolePuncher:
@@ -135,13 +140,13 @@ class HolePuncher:
             )
 
     def disconnected(self, connection: Connection) -> None:
-        """A connection is gone; an upgrade that rode on it is over."""
+        """A connection is gone; an upgrade that rode on it ends with what is under way now."""
         upgrade = self._upgrades.get(connection.remote_peer)
         if upgrade is not None and upgrade.relayed is connection:
-            self._fail(upgrade, "the relayed connection closed before there was a direct one")
-            if upgrade.task is not None:
-                upgrade.task.cancel()
-            del self._upgrades[upgrade.peer]
+            upgrade.lost = True
+            if not upgrade.running:
+                self._fail(upgrade, "the relayed connection closed before there was a direct one")
+                self._forget(upgrade)
 
     async def direct(self, connection: Connection, timeout: float) -> Connection:
         """The direct connection to the peer of `connection`, or PunchFailed with the reason."""
@@ -163,7 +168,7 @@ class HolePuncher:
         tasks: list[asyncio.Task[Any]] = [*self._retiring]
         for upgrade in self._upgrades.values():
             tasks += [task for task in (upgrade.task, upgrade.punching) if task is not None]
-        for upgrade in self._upgrades.values():
+        for upgrade in list(self._upgrades.values()):
             self._fail(upgrade, "the host is closing")
         self._upgrades.clear()
         for task in tasks:
@@ -289,7 +294,7 @@ class HolePuncher:
             self._succeed(upgrade, punching.result())
         elif isinstance(error, FlareError):
             upgrade.errors.append(f"attempt {upgrade.attempts}: {error}")
-            if upgrade.attempts >= self._config.punch.attempts:
+            if upgrade.lost or upgrade.attempts >= self._config.punch.attempts:
                 self._fail(upgrade, "; ".join(upgrade.errors))
             else:
                 patience = self._config.timeouts.dcutr_message + self._config.timeouts.punch
@@ -314,8 +319,9 @@ class HolePuncher:
         """The peer's upgrade: the one under way, or a new one on this relayed connection."""
         upgrade = self._upgrades.get(relayed.remote_peer)
         if upgrade is None or (upgrade.outcome.done() and upgrade.relayed is not relayed):
+            full = len(self._active()) >= self._config.punch.max_active
             upgrade = self._upgrades[relayed.remote_peer] = _Upgrade(relayed, self._clock_ns)
-            if len(self._active()) > self._config.punch.max_active:
+            if full:
                 self._fail(
                     upgrade,
                     f"{self._config.punch.max_active} hole punches are under way already (max_active)",
@@ -324,6 +330,10 @@ class HolePuncher:
 
     def _active(self) -> list[_Upgrade]:
         return [u for u in self._upgrades.values() if not u.outcome.done() and (u.task or u.attempts)]
+
+    def _forget(self, upgrade: _Upgrade) -> None:
+        if upgrade.lost and self._upgrades.get(upgrade.peer) is upgrade:
+            del self._upgrades[upgrade.peer]
 
     def _choose(self, peer: PeerId, theirs: Sequence[Multiaddr]) -> Targets:
         return choose_targets(
@@ -338,6 +348,7 @@ class HolePuncher:
             upgrade.waiting.cancel()
         seconds = (self._clock_ns() - upgrade.started_ns) / 1e9
         self._on_event(PunchSucceeded(upgrade.peer, direct.path, upgrade.attempts, seconds))
+        self._forget(upgrade)
         if not self._closed:
             task = asyncio.get_running_loop().create_task(
                 self._retire(upgrade.relayed), name=f"retire {upgrade.peer}"
@@ -361,6 +372,7 @@ class HolePuncher:
         upgrade.outcome.set_exception(PunchFailed(reason, attempts=upgrade.attempts))
         seconds = (self._clock_ns() - upgrade.started_ns) / 1e9
         self._on_event(PunchGaveUp(upgrade.peer, reason, upgrade.attempts, seconds))
+        self._forget(upgrade)
 
     def _so_far(self, upgrade: _Upgrade, timeout: float) -> str:
         """Why there is no direct connection yet."""

@@ -190,6 +190,7 @@ class _Race:
                 rtt_ns=self._rtt_ns,
                 listen=False,
                 cancel_fd=self._cancel_read,
+                speaks_first=self._client,
             )
             future = loop.run_in_executor(self._threads, work)
             self._punching.add(future)
