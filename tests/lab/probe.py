@@ -1,6 +1,6 @@
 """A hole punch in plain sockets: what the lab must allow or prevent, with nothing of flare's in between.
 
-    probe.py LOCAL_PORT PEER_IP PEER_PORT START_MONOTONIC SECONDS
+    probe.py tcp|udp LOCAL_PORT PEER_IP PEER_PORT START_MONOTONIC SECONDS
 
 Listens and connects on one port; prints {"event": "connected", "how", "seconds"} once a byte came back, or
 "failed".
@@ -44,9 +44,36 @@ def greet(sock: socket.socket, how: str, start: float) -> bool:
 
 
 def main() -> int:
-    port, peer_port = int(sys.argv[1]), int(sys.argv[3])
-    start, seconds = float(sys.argv[4]), float(sys.argv[5])
-    peer = (sys.argv[2], peer_port)
+    transport, port, peer = sys.argv[1], int(sys.argv[2]), (sys.argv[3], int(sys.argv[4]))
+    start, seconds = float(sys.argv[5]), float(sys.argv[6])
+    return (over_tcp if transport == "tcp" else over_udp)(port, peer, start, seconds)
+
+
+def over_udp(port: int, peer: tuple[str, int], start: float, seconds: float) -> int:
+    """A datagram each 100 ms to where the peer's last one came from; "!" says that one was heard."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("0.0.0.0", port))
+    sock.settimeout(0.1)
+    time.sleep(max(0.0, start - time.monotonic()))
+    heard = 0
+    while time.monotonic() < start + seconds:
+        try:
+            sock.sendto(b"!" if heard else b"?", peer)
+            data, peer = sock.recvfrom(16)
+        except OSError:
+            continue
+        heard += 1
+        if data == b"!" and heard > 3:
+            say(event="connected", how="datagram", seconds=round(time.monotonic() - start, 3))
+            for _ in range(5):
+                sock.sendto(b"!", peer)
+            return 0
+    say(event="failed")
+    return 1
+
+
+def over_tcp(port: int, peer: tuple[str, int], start: float, seconds: float) -> int:
+    """Connect, listen, and try again at once when refused."""
     listener = bound(port)
     listener.listen()
     time.sleep(max(0.0, start - time.monotonic()))
