@@ -77,6 +77,12 @@ class TestConnect:
                 assert sock.family == socket.AF_INET
                 assert result.remote == peer.getsockname()
 
+    def test_without_a_port_of_ours_it_is_any(self) -> None:
+        with listener(PEER) as peer:
+            result = punch((HOST, 0), [peer.getsockname()], soon(), timeout_ns=SECOND)
+            with taken(result) as sock:
+                assert sock.getsockname()[1] > 0
+
     def test_a_deadline_in_the_past_fires_at_once(self) -> None:
         with listener(PEER) as peer:
             deadline = soon(-100)
@@ -219,7 +225,7 @@ class TestRefused:
             PunchAttemptFailed, match=r"127\.0\.0\.2:\d+ refused (\d+) of \1 connects"
         ) as caught:
             punch((HOST, free_port()), targets, soon(), timeout_ns=500 * MS)
-        assert 5 <= caught.value.attempts <= 51
+        assert 2 <= caught.value.attempts <= 51, "more on an idle machine than on a busy one"
 
     def test_the_seed_repeats_the_rests(self) -> None:
         counts = set()

@@ -174,10 +174,6 @@ class TestBadArguments:
             with pytest.raises(UsageError):
                 punch(local, [target], soon(), timeout_ns=SECOND)
 
-    def test_a_local_port_is_needed(self) -> None:
-        with pytest.raises(UsageError, match="no port to punch from"):
-            punch((HOST, 0), [(PEER, 4001)], soon(), timeout_ns=SECOND)
-
     def test_number_of_targets(self) -> None:
         with pytest.raises(UsageError, match="no target to punch"):
             punch((HOST, 4001), [], soon(), timeout_ns=SECOND)

@@ -128,8 +128,7 @@ cdef class Attempt:
         self.notes = []
         cdef flare_address locals_[2]  # IPv4's, IPv6's
         cdef flare_address here
-        if not put_address(local, &here):
-            raise UsageError(f"{local!r} has no port to punch from")
+        put_address(local, &here)
         port = flare_port(&here)
         put_address(("0.0.0.0", port), &locals_[0])
         put_address(("::", port), &locals_[1])
@@ -144,7 +143,7 @@ cdef class Attempt:
                 why = os.strerror(fault)
                 raise UsageError(f"descriptor {listener_fd} is no non-blocking listener: {why}")
             self.p.listeners[0] = listener_fd
-        elif listens:
+        elif listens and port:
             self.open_listeners(locals_)
 
     cdef int add_target(self, object given, const flare_address* locals_) except -1:
