@@ -289,6 +289,24 @@ class TestEnding:
             assert bytes(got) == data
 
     @aio
+    async def test_closing_while_the_peer_sends(self) -> None:
+        async def sink(stream: Stream) -> None:
+            while await stream.read():
+                pass
+
+        async with Node() as a, Node() as b:
+            b.handlers.add("/sink", sink)
+            near = await a.dial(b)
+            far = await b.inbound.get()
+            stream = await near.open_stream("/sink")
+            writer = asyncio.create_task(stream.write(bytes(64 << 20)))
+            await asyncio.sleep(0.02)
+            await far.close()
+            assert far.close_reason is None, "the peer did nothing wrong"
+            with pytest.raises(NetworkError):
+                await writer
+
+    @aio
     async def test_abort_says_why(self) -> None:
         async with Node() as a, Node() as b:
             near = await a.dial(b)

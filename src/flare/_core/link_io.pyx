@@ -198,6 +198,8 @@ cdef bint one_record(link* l, uint8_t* data, size_t n) noexcept nogil:
 
 
 cdef bint parse(link* l, const uint8_t* data, size_t n) noexcept nogil:
+    if l.state == LINK_CLOSING:
+        return True  # what the peer sent before it heard our go-away concerns nobody
     if mux_input(&l.mux, data, n) == 0:
         return True
     if l.state == LINK_DEAD:
