@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from typing import Final, Protocol
 
@@ -106,11 +107,15 @@ class SocketChannel(BufferedChannel):
         try:
             return await self._loop.sock_recv(self._sock, _RECEIVE)
         except OSError as error:
-            raise ConnectionClosed(f"reading from {self.peer}: {error.strerror or error}") from error
+            raise ConnectionClosed(f"reading from {self.peer}: {_reason(error)}") from error
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`."""
         try:
             await self._loop.sock_sendall(self._sock, data)
         except OSError as error:
-            raise ConnectionClosed(f"writing to {self.peer}: {error.strerror or error}") from error
+            raise ConnectionClosed(f"writing to {self.peer}: {_reason(error)}") from error
+
+
+def _reason(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno else str(error)

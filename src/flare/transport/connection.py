@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
+from flare._core.link import Link
 from flare.config import Config, Timeouts
 from flare.errors import (
     ConnectionClosed,
@@ -71,24 +72,12 @@ class Upgrader(Protocol):
     async def direct(self, connection: Connection, timeout: float) -> Connection: ...
 
 
-class LinkCore(Protocol):
-    """What a connection needs of its multiplexer (flare._core.engine.Link). Nothing here blocks."""
-
-    on_stream: Callable[[StreamCore], None] | None
-    on_close: Callable[[BaseException | None], None] | None
-
-    def open_stream(self) -> StreamCore: ...
-    def close(self, goaway_code: int = 0) -> None: ...
-    def abort(self, reason: object = None) -> None: ...
-    def ping(self, callback: Callable[[int | None], None]) -> None: ...
-
-
 class Connection:
     """A connection that is up. It is closed by `close` or `abort` here, or by the peer; then `closed` is true."""
 
     def __init__(
         self,
-        link: LinkCore,
+        link: Link,
         upgraded: Upgraded,
         *,
         local_peer: PeerId,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from typing import Any, Self
+from typing import Self
 from weakref import WeakKeyDictionary
 
 from flare._core.engine import Engine
 from flare._core.link import Link, NoiseRecords
 from flare.config import MuxLimits
-from flare.errors import ConnectionClosed
 from flare.transport.noise import RecordSecrets
 
 _engines: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopEngine] = WeakKeyDictionary()
@@ -58,9 +56,6 @@ class LoopEngine:
         self, fd: int, secrets: RecordSecrets, *, initiator: bool, leftover: bytes, limits: MuxLimits
     ) -> Link:
         """A link over the connected socket `fd`, which is the engine's from now on."""
-        if self.engine.closed:
-            os.close(fd)
-            raise ConnectionClosed("the engine is closed")
         return self.engine.attach(
             fd, record=_records(secrets), initiator=initiator, leftover=leftover, limits=limits
         )
@@ -70,5 +65,5 @@ class LoopEngine:
         return self.engine.attach_memory(record=_records(secrets), initiator=initiator, limits=limits)
 
 
-def _records(secrets: RecordSecrets) -> Any:
+def _records(secrets: RecordSecrets) -> NoiseRecords:
     return NoiseRecords(secrets.send_key, secrets.recv_key, secrets.send_nonce, secrets.recv_nonce)

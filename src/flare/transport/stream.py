@@ -34,9 +34,9 @@ _AT_ONCE: Final = 64 * 1024  # read_exactly takes more than this in pieces, so t
 
 
 class StreamCore(Protocol):
-    """What a multiplexer gives for one stream (flare._core.engine.LinkStream). Nothing here blocks."""
+    """What a multiplexer gives for one stream (flare._core.link.LinkStream). Nothing here blocks."""
 
-    on_event: Callable[[int], None] | None
+    on_event: Callable[[int], object] | None
 
     @property
     def id(self) -> int: ...

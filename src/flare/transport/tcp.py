@@ -7,6 +7,7 @@ import contextlib
 import errno
 import ipaddress
 import logging
+import os
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -214,7 +215,7 @@ class TcpTransport:
             except OSError as error:
                 sock.close()
                 if error.errno not in _PORT_TAKEN:
-                    raise NetworkError(f"/ip{ip.version}/{ip}/tcp/{port}: {_reason(error)}") from error
+                    raise _failed(ip, port, error) from error
             except BaseException:
                 abort(sock)
                 raise
@@ -223,7 +224,7 @@ class TcpTransport:
             await self._loop.sock_connect(sock, (str(ip), port))
         except OSError as error:
             sock.close()
-            raise NetworkError(f"/ip{ip.version}/{ip}/tcp/{port}: {_reason(error)}") from error
+            raise _failed(ip, port, error) from error
         except BaseException:
             abort(sock)
             raise
@@ -313,5 +314,9 @@ def _source(ip: IpAddress) -> object:
     return ip if ip.version == 4 else int(ip) >> 64
 
 
+def _failed(ip: IpAddress, port: int, error: OSError) -> NetworkError:
+    return NetworkError(error.errno, f"/ip{ip.version}/{ip}/tcp/{port}: {_reason(error)}")
+
+
 def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
+    return os.strerror(error.errno) if error.errno else str(error)  # loops put other words into strerror
