@@ -74,7 +74,7 @@ bench-relay: .stamps/test
 lint: .stamps/lint types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/cython-lint src/flare/_core
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/cython-lint src/flare/_core
 
 types: .stamps/lint
 	$(VENV)/bin/mypy
