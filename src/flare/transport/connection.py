@@ -226,7 +226,8 @@ class Connection:
                 await handler(stream)
         except (FlareError, OSError) as error:
             log.debug("%r failed: %s", stream, error, extra=self._context(stream))
-            stream.reset()
+            if not stream.closed:  # closed in good order, with an answer that a reset would overtake
+                stream.reset()
         except Exception:
             log.exception("the handler of %s failed", stream.protocol, extra=self._context(stream))
             stream.reset()
