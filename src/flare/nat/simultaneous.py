@@ -22,6 +22,7 @@ from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from flare._core.punch import punch as core_punch
 from flare.config import Timeouts
 from flare.errors import FlareError, PunchFailed
 from flare.protocols.dcutr import CLIENT
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from flare.transport.connection import Connection
 
 WILDCARD: Final = {4: "0.0.0.0", 6: "::"}
+REPORT: Final = 1.0  # seconds after the end for the threads to say what they saw
 SETTLE: Final = 0.1  # seconds at least that a server waits for its client to choose among several connections
 
 
@@ -68,7 +70,7 @@ class TcpPunch:
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.tcp = tcp
-        self.core: Callable[..., Any] = core or _core_punch()
+        self.core: Callable[..., Any] = core or core_punch
         self.timeouts = timeouts or Timeouts()
         self.clock_ns = clock_ns
         self._threads = ThreadPoolExecutor(2 * max_active, thread_name_prefix="flare-punch")
@@ -86,13 +88,6 @@ class TcpPunch:
     def close(self) -> None:
         """No more punches."""
         self._threads.shutdown(wait=False)
-
-
-def _core_punch() -> Callable[..., Any]:
-    from flare._core import punch
-
-    core: Callable[..., Any] = punch.punch
-    return core
 
 
 class _Race:
@@ -143,10 +138,12 @@ class _Race:
                     wake_at: float | None = choose_at
                 elif self._securing:
                     wake_at = None  # the handshake has a timeout of its own
-                elif loop.time() >= end:
-                    raise PunchFailed(self._reason(len(addrs)))
-                else:
+                elif loop.time() < end:
                     wake_at = end
+                elif self._punching and loop.time() < end + REPORT:
+                    wake_at = end + REPORT
+                else:
+                    raise PunchFailed(self._reason(len(addrs)))
                 try:
                     async with asyncio.timeout_at(wake_at):
                         await self._changed.wait()
