@@ -25,7 +25,6 @@ from flare.wire.peer_id import PeerId
 
 if TYPE_CHECKING:
     from flare.transport.connection import Connection
-
     from flare.transport.stream import Stream
     from flare.wire.keys import Identity
 

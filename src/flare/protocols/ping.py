@@ -13,7 +13,6 @@ from flare.protocols.exchange import TIMEOUTS, within
 
 if TYPE_CHECKING:
     from flare.transport.connection import Connection
-
     from flare.transport.stream import Stream
 
 PROTOCOL: Final = "/ipfs/ping/1.0.0"

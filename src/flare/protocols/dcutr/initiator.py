@@ -22,7 +22,6 @@ from flare.wire.messages import HolePunch, HolePunchType
 
 if TYPE_CHECKING:
     from flare.transport.connection import Connection
-
     from flare.transport.stream import Stream
     from flare.wire.multiaddr import Multiaddr
 

@@ -11,7 +11,6 @@ from flare.wire.messages import HopMessage, HopType, Limit, RelayPeer, Status
 
 if TYPE_CHECKING:
     from flare.transport.connection import Connection
-
     from flare.transport.stream import Stream
     from flare.wire.peer_id import PeerId
 

@@ -14,7 +14,6 @@ from flare.wire.peer_id import PeerId
 
 if TYPE_CHECKING:
     from flare.transport.connection import Connection
-
     from flare.transport.stream import Stream
 
 PROTOCOL: Final = STOP_PROTOCOL
