@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path as FilePath
 
 import pytest
 
 from flare.lab import kernel
+from flare.lab import namespace as namespace_module
 from flare.lab.expect import expected
 from flare.lab.fabric import Path
 from flare.lab.kinds import KINDS
-from flare.lab.namespace import Namespace
+from flare.lab.namespace import LabUnavailable, Namespace, become_able
 from flare.lab.nat import Dependence
 from flare.lab.ports import Preserving
 from flare.lab.world import Lab, Make
@@ -221,3 +226,73 @@ def test_a_namespace_is_left_again() -> None:
         assert os.readlink("/proc/thread-self/ns/net") == home
     finally:
         namespace.close()
+
+
+def as_ordinary_user(check: Callable[[], None]) -> str:
+    """Run `check` in a child without privileges, /dev/net/tun open to all as udev makes it; what it said."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            open_tun_to_all()
+            os.setgroups([])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: /proc/self is ours again after setuid
+            check()
+            os.write(writer, b"fine")
+        except BaseException as error:  # noqa: BLE001 - a child of the test must not go on as a second pytest
+            os.write(writer, repr(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as file:
+        said = file.read().decode()
+    os.waitpid(child, 0)
+    return said
+
+
+def open_tun_to_all() -> None:
+    """In a mount namespace of our own, so that the machine's device stays as it is."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.unshare(0x00020000) == 0, "unshare(CLONE_NEWNS)"
+    assert libc.mount(b"none", b"/", None, 0x44000, None) == 0, "make / private, recursively"
+    assert libc.mount(b"lab", b"/mnt", b"tmpfs", 0, b"mode=755") == 0, "a place for a device"
+    os.mknod("/mnt/tun", 0o020666, os.makedev(10, 200))
+    os.chmod("/mnt/tun", 0o666)
+    assert libc.mount(b"/mnt/tun", b"/dev/net/tun", None, 4096, None) == 0, "bind it"
+
+
+@pytest.mark.parametrize("make", MAKES)
+def test_an_ordinary_user_may(make: Make) -> None:
+    def check() -> None:
+        become_able()
+        with Lab({"relay": "none", "a": "port"}, make=make, default=Path(delay=0.01)) as lab:
+            with lab.hosts["relay"].namespace.entered():
+                listener = socket.create_server(("0.0.0.0", 9000))
+            with lab.hosts["a"].namespace.entered():
+                dialler = socket.socket()
+            dialler.setblocking(False)
+            dialler.connect_ex((lab.hosts["relay"].public, 9000))
+            assert lab.run(lambda: bool(select.select([listener], [], [], 0)[0]), 5), (
+                "connected through the NAT"
+            )
+            assert listener.accept()[1][0] == lab.hosts["a"].public, "and seen at the public address"
+
+    assert as_ordinary_user(check) == "fine"
+
+
+def test_a_closed_tun_device_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(LabUnavailable, match="chmod 0666 /dev/net/tun"):
+        become_able()
+
+
+def test_forbidden_user_namespaces_are_said() -> None:
+    def check() -> None:
+        namespace_module._libc.unshare = lambda flags: -1
+        become_able()
+
+    said = as_ordinary_user(check)
+    assert said.startswith("LabUnavailable"), said
+    assert "run as root" in said

@@ -5,20 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tests.lab.wire import (
-    GATEWAY,
-    HOST,
-    OTHER_HOST,
-    PEER,
-    PEER_OTHER_PORT,
-    PUBLIC,
-    STRANGER,
-    only,
-    out,
-    passes,
-    public_port,
-    router,
-)
 
 from flare.lab.kinds import KINDS
 from flare.lab.nat import Dependence, Nat, NatConfig, Side, Unsolicited
@@ -37,6 +23,20 @@ from flare.lab.packet import (
 )
 from flare.lab.ports import Block, Random, Sequential
 from flare.lab.tracking import RstPolicy
+from tests.lab.wire import (
+    GATEWAY,
+    HOST,
+    OTHER_HOST,
+    PEER,
+    PEER_OTHER_PORT,
+    PUBLIC,
+    STRANGER,
+    only,
+    out,
+    passes,
+    public_port,
+    router,
+)
 
 ONE_ROUTER = [name for name, kind in KINDS.items() if len(kind.routers) == 1]
 TRANSPORTS = ["udp", "tcp"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.lab.wire import GATEWAY, PUBLIC, router
 
 from flare.lab.fabric import Fabric, Path
 from flare.lab.kinds import KINDS
@@ -23,6 +22,7 @@ from flare.lab.packet import (
     tcp_reset,
     udp_packet,
 )
+from tests.lab.wire import GATEWAY, PUBLIC, router
 
 hosts = st.integers(0, 2**32 - 1)
 ports = st.integers(0, 65535)
