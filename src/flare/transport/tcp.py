@@ -127,7 +127,7 @@ class TcpTransport:
         try:
             listener = Listener(self, listening_socket(ip, port))
         except OSError as error:
-            raise NetworkError(error.errno, f"listening on {addr}: {_reason(error)}") from error
+            raise _network_error(f"listening on {addr}", error) from error
         self.listeners.append(listener)
         return listener
 
@@ -262,7 +262,7 @@ class TcpTransport:
             sock.close()
             if isinstance(error, FlareError):
                 raise
-            raise NetworkError(f"{remote_addr}: {_reason(error)}") from error
+            raise _network_error(str(remote_addr), error) from error
         except BaseException:
             sock.close()
             raise
@@ -315,7 +315,13 @@ def _source(ip: IpAddress) -> object:
 
 
 def _failed(ip: IpAddress, port: int, error: OSError) -> NetworkError:
-    return NetworkError(error.errno, f"/ip{ip.version}/{ip}/tcp/{port}: {_reason(error)}")
+    return _network_error(f"/ip{ip.version}/{ip}/tcp/{port}", error)
+
+
+def _network_error(what: str, error: OSError) -> NetworkError:
+    made = NetworkError(f"{what}: {_reason(error)}")
+    made.errno = error.errno
+    return made
 
 
 def _reason(error: OSError) -> str:
