@@ -12,9 +12,7 @@ _QUESTION = encode_question("_dnsaddr.example.com", 0x1234)
 
 
 def _answer(*records: bytes, flags: int = 0x8180) -> bytes:
-    body = b"".join(
-        b"\xc0\x0c" + struct.pack("!2HIH", 16, 1, 60, len(record)) + record for record in records
-    )
+    body = b"".join(b"\xc0\x0c" + struct.pack("!2HIH", 16, 1, 60, len(record)) + record for record in records)
     return _QUESTION[:2] + struct.pack("!5H", flags, 1, len(records), 0, 0) + _QUESTION[12:-11] + body
 
 

@@ -1,4 +1,6 @@
-"""Coroutines as tests: on asyncio's loop and on uvloop, under a timeout, and with nothing left running at the end."""
+"""Coroutines as tests: on asyncio's loop and on uvloop, under a timeout, and with nothing left running at the
+end.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def run(main: Coroutine[Any, Any, Any], *, loop: str = "asyncio", timeout: float
 
 
 def aio(test: Callable[..., Coroutine[Any, Any, None]] | None = None, *, timeout: float = TIMEOUT) -> Any:
-    """Decorate an `async def test_...`: it becomes one test for each loop. Fixtures and parameters pass through."""
+    """Decorate an `async def test_...`: it becomes one test for each loop. Fixtures and parameters pass
+    through.
+    """
     if test is None:
         return functools.partial(aio, timeout=timeout)
 

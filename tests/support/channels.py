@@ -11,7 +11,9 @@ from flare.transport.channel import BufferedChannel, SocketChannel
 
 
 class MemoryChannel(BufferedChannel):
-    """One end of a pair. `mangle` may change, split, drop or hold what is written: it is given each write and its index."""
+    """One end of a pair. `mangle` may change, split, drop or hold what is written: it is given each write and
+    its index.
+    """
 
     def __init__(self, peer: object = "the peer") -> None:
         super().__init__(peer)
@@ -52,7 +54,9 @@ def channel_pair() -> tuple[MemoryChannel, MemoryChannel]:
 
 
 @contextlib.asynccontextmanager
-async def socket_channels() -> AsyncIterator[tuple[SocketChannel, SocketChannel, socket.socket, socket.socket]]:
+async def socket_channels() -> AsyncIterator[
+    tuple[SocketChannel, SocketChannel, socket.socket, socket.socket]
+]:
     """Two channels over a pair of sockets, and the sockets."""
     a, b = socket.socketpair()
     a.setblocking(False)

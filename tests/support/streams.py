@@ -1,4 +1,6 @@
-"""Streams without a network: the real `transport.stream.Stream` over a multiplexer stream made of two byte buffers."""
+"""Streams without a network: the real `transport.stream.Stream` over a multiplexer stream made of two byte
+buffers.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ WINDOW = 256 * 1024
 
 
 class MemoryCore:
-    """One end of a pair that behaves as flare._core.engine.LinkStream does. `chunk` splits what arrives, as a network may."""
+    """One end of a pair that behaves as flare._core.engine.LinkStream does. `chunk` splits what arrives, as a
+    network may.
+    """
 
     def __init__(self, inbound: bool, *, id: int = 1, window: int = WINDOW, chunk: int = 0) -> None:
         self.id = id
@@ -143,7 +147,9 @@ class FakeConnection:
         for name, value in values.items():
             setattr(self, name, value)
 
-    def open_stream(self, *protocols: str, allow_limited: bool = False, timeout: float | None = None) -> Opening:
+    def open_stream(
+        self, *protocols: str, allow_limited: bool = False, timeout: float | None = None
+    ) -> Opening:
         self.opened.append((protocols, allow_limited))
         stream = self.to_open.pop(0)
         stream.protocol = protocols[0]
@@ -184,6 +190,10 @@ def stream_pair(
     window: int = WINDOW,
     chunk: int = 0,
 ) -> tuple[Stream, Stream]:
-    """Two ends of a stream: the opener's, the acceptor's. `near` and `far` are the connections they show (FakeConnection)."""
+    """Two ends of a stream: the opener's, the acceptor's. `near` and `far` are the connections they show
+    (FakeConnection).
+    """
     a, b = core_pair(window=window, chunk=chunk)
-    return Stream(a, near or FakeConnection("a", "b"), protocol), Stream(b, far or FakeConnection("b", "a"), protocol)
+    return Stream(a, near or FakeConnection("a", "b"), protocol), Stream(
+        b, far or FakeConnection("b", "a"), protocol
+    )

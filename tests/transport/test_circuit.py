@@ -1,4 +1,6 @@
-"""Connections inside circuits: two peers, a relay that splices, and what happens when any of the three goes away."""
+"""Connections inside circuits: two peers, a relay that splices, and what happens when any of the three goes
+away.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class Circuit:
     far: Stream
     done: asyncio.Future[SpliceResult]
 
-    async def secure(self, *, expected: PeerId | None = None, limit: Limit | None = None) -> tuple[Connection, Connection]:
+    async def secure(
+        self, *, expected: PeerId | None = None, limit: Limit | None = None
+    ) -> tuple[Connection, Connection]:
         """The connections of A and B inside the circuit, their handlers on them."""
         near, far = await asyncio.gather(
             circuit.secure(

@@ -113,7 +113,9 @@ class TestOpening:
             near = await a.dial(b)
             (await b.inbound.get()).link.on_stream = lambda core: held.append(core)
             held: list[object] = []
-            with pytest.raises(TimedOut, match=rf"agreeing with peer {b.peer_id} on /echo took longer than 0.2 s"):
+            with pytest.raises(
+                TimedOut, match=rf"agreeing with peer {b.peer_id} on /echo took longer than 0.2 s"
+            ):
                 await near.open_stream("/echo")
             with pytest.raises(TimedOut, match=r"0.05 s"):
                 await near.open_stream("/echo", timeout=0.05)

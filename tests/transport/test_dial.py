@@ -257,5 +257,7 @@ class TestNames:
     @on_virtual_time
     async def test_a_flood_of_records(self) -> None:
         resolver = FakeResolver()
-        resolver.records["_dnsaddr.example.com"] = [f"dnsaddr=/ip4/203.0.114.1/tcp/{port}" for port in range(1, 200)]
+        resolver.records["_dnsaddr.example.com"] = [
+            f"dnsaddr=/ip4/203.0.114.1/tcp/{port}" for port in range(1, 200)
+        ]
         assert len(await resolve([Multiaddr("/dnsaddr/example.com")], resolver)) == MAX_ADDRESSES

@@ -34,9 +34,12 @@ def string(text: bytes) -> bytes:
 
 class TestMessages:
     def test_question(self) -> None:
-        assert QUESTION == bytes.fromhex(
-            "1234 0100 0001 0000 0000 0001 085f646e7361646472 076578616d706c65 03636f6d 00 0010 0001"
-            "00 0029 04d0 00000000 0000"
+        assert (
+            bytes.fromhex(
+                "1234 0100 0001 0000 0000 0001 085f646e7361646472 076578616d706c65 03636f6d 00 0010 0001"
+                "00 0029 04d0 00000000 0000"
+            )
+            == QUESTION
         )
 
     @pytest.mark.parametrize("name", ["", "a..b", "x" * 64 + ".com", ".".join(["abcdefg"] * 33), "ü.example"])
@@ -61,7 +64,9 @@ class TestMessages:
     def test_a_cut_answer_asks_for_tcp(self) -> None:
         assert decode_answer(answer(QUESTION, flags=0x8380), QUESTION) is None
 
-    @pytest.mark.parametrize(("code", "reason"), [(2, "server failure"), (3, "no such name"), (5, "refused"), (9, "error 9")])
+    @pytest.mark.parametrize(
+        ("code", "reason"), [(2, "server failure"), (3, "no such name"), (5, "refused"), (9, "error 9")]
+    )
     def test_refusals(self, code: int, reason: str) -> None:
         with pytest.raises(NetworkError, match=reason):
             decode_answer(answer(QUESTION, flags=0x8180 | code), QUESTION)
@@ -91,7 +96,9 @@ class TestMessages:
 
     def test_resolv_conf(self, tmp_path: Path) -> None:
         conf = tmp_path / "resolv.conf"
-        conf.write_text("# nameserver 9.9.9.9\nsearch lan\nnameserver 10.0.0.1\nnameserver ::1 \nnameserver\n")
+        conf.write_text(
+            "# nameserver 9.9.9.9\nsearch lan\nnameserver 10.0.0.1\nnameserver ::1 \nnameserver\n"
+        )
         assert nameservers(conf) == [("10.0.0.1", 53), ("::1", 53)]
         assert nameservers(tmp_path / "none") == []
 

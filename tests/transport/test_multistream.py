@@ -50,7 +50,6 @@ async def negotiate(wanted: list[str], supported: list[str]) -> tuple[str, ...]:
     return tuple(await asyncio.gather(near_task, far_task))
 
 
-
 class TestAgreement:
     @aio
     async def test_the_first_that_both_speak(self) -> None:
@@ -74,9 +73,13 @@ class TestAgreement:
     @aio
     async def test_over_sockets_and_streams(self) -> None:
         async with socket_channels() as (a, b, _, _):
-            assert await asyncio.gather(multistream.select(a, ["/x"], T), multistream.handle(b, ["/x"], T)) == ["/x", "/x"]
+            assert await asyncio.gather(
+                multistream.select(a, ["/x"], T), multistream.handle(b, ["/x"], T)
+            ) == ["/x", "/x"]
         near, far = stream_pair(chunk=1)
-        assert await asyncio.gather(multistream.select(near, ["/x"], T), multistream.handle(far, ["/x"], T)) == ["/x", "/x"]
+        assert await asyncio.gather(
+            multistream.select(near, ["/x"], T), multistream.handle(far, ["/x"], T)
+        ) == ["/x", "/x"]
 
     @aio
     async def test_header_and_proposal_travel_together(self) -> None:
@@ -143,8 +146,8 @@ class TestPipelining:
         listener = asyncio.create_task(multistream.handle(far, ["/y"], T))
         with pytest.raises(ProtocolNotSupported):
             await hopeful.read_exactly(1)
+        near.end()
         with pytest.raises(NetworkError):
-            near.end()
             await listener
 
     @aio
@@ -214,7 +217,7 @@ class TestHostilePeers:
     async def test_a_silent_peer(self) -> None:
         for side in (multistream.select, multistream.handle):
             channel, _ = channel_pair()
-            with pytest.raises(TimedOut, match="longer than 0.05 s"):
+            with pytest.raises(TimedOut, match=r"longer than 0\.05 s"):
                 await side(channel, ["/x"], 0.05)
 
     @aio

@@ -1,4 +1,6 @@
-"""The Noise handshake (noise/README.md): vectors, both roles against each other, and everything bent on the way."""
+"""The Noise handshake (noise/README.md): vectors, both roles against each other, and everything bent on the
+way.
+"""
 
 from __future__ import annotations
 
@@ -177,7 +179,7 @@ class TestAgreement:
     @aio
     async def test_a_list_of_muxers_at_the_limit_and_past_it(self) -> None:
         for extra, agreed in [(noise.MAX_MUXERS - 1, "/yamux/1.0.0"), (noise.MAX_MUXERS, None)]:
-            many = tuple(f"/{i}" for i in range(extra)) + ("/yamux/1.0.0",)
+            many = (*tuple(f"/{i}" for i in range(extra)), "/yamux/1.0.0")
             near, far = await both(*channel_pair(), near_muxers=many)
             assert session(near).muxer == "/yamux/1.0.0"
             assert session(far).muxer == agreed
@@ -231,7 +233,12 @@ class TestHostilePeers:
 
                 pair[side].mangle = flip
                 results = await both(*pair)
-                assert any(isinstance(result, AuthenticationFailed) for result in results), (side, index, at, results)
+                assert any(isinstance(result, AuthenticationFailed) for result in results), (
+                    side,
+                    index,
+                    at,
+                    results,
+                )
 
     @aio
     async def test_every_truncation(self) -> None:

@@ -78,7 +78,11 @@ class TestListening:
     @aio
     async def test_addresses_that_are_not_tcp(self) -> None:
         async with Node() as node:
-            for text in ("/ip4/127.0.0.1/udp/1/quic-v1", "/dns4/example.com/tcp/1", "/ip4/127.0.0.1/tcp/1/ws"):
+            for text in (
+                "/ip4/127.0.0.1/udp/1/quic-v1",
+                "/dns4/example.com/tcp/1",
+                "/ip4/127.0.0.1/tcp/1/ws",
+            ):
                 with pytest.raises(InvalidMultiaddr, match="is no TCP address"):
                     await node.tcp.listen(Multiaddr(text))
                 with pytest.raises(InvalidMultiaddr):
@@ -361,7 +365,10 @@ class TestHostilePeers:
             (b"SSH-2.0-OpenSSH_9.9\r\n" + b"x" * 200, (ProtocolViolation,)),
             (multistream.encode("/multistream/1.0.0") + multistream.encode("na"), (ProtocolNotSupported,)),
             (
-                multistream.encode("/multistream/1.0.0") + multistream.encode("/noise") + b"\x00\x60" + bytes(96),
+                multistream.encode("/multistream/1.0.0")
+                + multistream.encode("/noise")
+                + b"\x00\x60"
+                + bytes(96),
                 (AuthenticationFailed,),
             ),
             (multistream.encode("/multistream/1.0.0") + b"\xff" * 100, (ProtocolViolation,)),

@@ -13,7 +13,9 @@ _RECEIVE: Final = 16 * 1024  # bytes asked of the socket at once; a handshake is
 
 
 class Channel(Protocol):
-    """A byte stream that is awaited. A cancelled read loses no bytes; nothing is read past what was asked for."""
+    """A byte stream that is awaited. A cancelled read loses no bytes; nothing is read past what was asked
+    for.
+    """
 
     async def read(self, max_bytes: int) -> bytes:
         """What has come, 1 to `max_bytes`; b"" at the end."""
@@ -24,7 +26,7 @@ class Channel(Protocol):
         ...
 
     async def read_frame(self, limit: int) -> bytes:
-        """One frame with its length before it as a uvarint. FrameTooLarge above `limit` bytes, DecodeError."""
+        """One frame with its length before it as a uvarint. FrameTooLarge above `limit`, DecodeError."""
         ...
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -59,7 +61,7 @@ class BufferedChannel:
         return self._pop(n)
 
     async def read_frame(self, limit: int) -> bytes:
-        """One frame with its length before it as a uvarint. FrameTooLarge above `limit` bytes, DecodeError."""
+        """One frame with its length before it as a uvarint. FrameTooLarge above `limit`, DecodeError."""
         size = at = 0
         while True:
             await self._fill(at + 1)
@@ -96,9 +98,13 @@ class BufferedChannel:
 
 
 class SocketChannel(BufferedChannel):
-    """A channel over a connected non-blocking socket, which it does not own. `peer` names the other side in errors."""
+    """A channel over a connected non-blocking socket, which it does not own. `peer` names the other side in
+    errors.
+    """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, peer: object = "the peer") -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, peer: object = "the peer"
+    ) -> None:
         super().__init__(peer)
         self._loop = loop
         self._sock = sock

@@ -1,7 +1,8 @@
 """A connection inside a relayed stream: Noise and yamux again, end to end, over what the relay copies.
 
-The multiplexer runs on a memory link. Two tasks pump: what the peer sends from the stream into the link, what the link
-has to send into the stream. Each waits for the stream only, so that a slow circuit holds nobody else up.
+The multiplexer runs on a memory link. Two tasks pump: what the peer sends from the stream into the link, what
+the link has to send into the stream. Each waits for the stream only, so that a slow circuit holds nobody else
+up.
 """
 
 from __future__ import annotations
@@ -52,8 +53,10 @@ async def secure(
 ) -> Connection:
     """Make a connection of `stream`, the raw bytes of a circuit; the stream is the connection's from now on.
 
-    `initiator`: we asked the relay for the circuit. `limit` is what the relay allows on it, None for no limit. The connection ends with the stream, and the stream with it. On an error the stream is reset. Raises what the
-    handshake raises, PeerMismatch among it, and TimedOut after Timeouts.dial or Timeouts.handshake.
+    `initiator`: we asked the relay for the circuit. `limit` is what the relay allows on it, None for no
+    limit. The connection ends with the stream, and the stream with it. On an error the stream is reset.
+    Raises what the handshake raises, PeerMismatch among it, and TimedOut after Timeouts.dial or
+    Timeouts.handshake.
     """
     stream.keep()
     relay = stream.connection.remote_peer
@@ -87,7 +90,9 @@ async def secure(
     output = asyncio.Event()
     link.on_output = lambda _: output.set()
     output.set()
-    tasks.start(_pump(connection, stream, link, upgraded.leftover, output), f"circuit with {upgraded.remote_peer}")
+    tasks.start(
+        _pump(connection, stream, link, upgraded.leftover, output), f"circuit with {upgraded.remote_peer}"
+    )
     return connection
 
 

@@ -1,4 +1,4 @@
-"""A secured, multiplexed connection to one peer: what opens streams and hands inbound ones to their handlers."""
+"""A secured, multiplexed connection to one peer: opens streams, and hands inbound ones to their handlers."""
 
 from __future__ import annotations
 
@@ -39,13 +39,17 @@ StreamHandler = Callable[[Stream], Awaitable[None]]
 
 
 class StreamHandlers:
-    """Who answers inbound streams, by protocol. It is looked at for each stream, so that it may change at any time."""
+    """Who answers inbound streams, by protocol. It is looked at for each stream, so that it may change at any
+    time.
+    """
 
     def __init__(self) -> None:
         self._handlers: dict[str, tuple[StreamHandler, bool]] = {}
 
     def add(self, protocol: str, handler: StreamHandler, *, allow_limited: bool = False) -> None:
-        """Let `handler` answer `protocol`; over limited connections too with `allow_limited`. UsageError when it is taken."""
+        """Let `handler` answer `protocol`; over limited connections too with `allow_limited`. UsageError when
+        it is taken.
+        """
         if protocol in self._handlers:
             raise UsageError(f"{protocol} has a handler")
         multistream.encode(protocol)  # UsageError for what cannot be a name
@@ -56,7 +60,9 @@ class StreamHandlers:
         self._handlers.pop(protocol, None)
 
     def find(self, protocol: str, *, limited: bool) -> StreamHandler | None:
-        """The handler of `protocol`, if there is one that may be had over a connection that is `limited` or not."""
+        """The handler of `protocol`, if there is one that may be had over a connection that is `limited` or
+        not.
+        """
         handler, allow_limited = self._handlers.get(protocol, (None, False))
         return handler if allow_limited or not limited else None
 
@@ -73,7 +79,9 @@ class Upgrader(Protocol):
 
 
 class Connection:
-    """A connection that is up. It is closed by `close` or `abort` here, or by the peer; then `closed` is true."""
+    """A connection that is up. It is closed by `close` or `abort` here, or by the peer; then `closed` is
+    true.
+    """
 
     def __init__(
         self,
@@ -108,7 +116,9 @@ class Connection:
         self.tasks = tasks  # what runs on behalf of the connection, handlers and circuits through it
         self._handlers = StreamHandlers()
         self.upgrader: Upgrader | None = None
-        self.successor: Connection | None = None  # the direct connection that took the place of this relayed one
+        self.successor: Connection | None = (
+            None  # the direct connection that took the place of this relayed one
+        )
         self._streams: WeakSet[Stream] = WeakSet()
         self._negotiating = 0
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -156,12 +166,13 @@ class Connection:
     def open_stream(
         self, *protocols: str, allow_limited: bool = False, lazy: bool = False, timeout: float | None = None
     ) -> Opening:
-        """A stream that speaks the first of `protocols` that the peer takes: await it, or use it in `async with`.
+        """A stream that speaks the first of `protocols` that the peer takes: await it, or use it in `async
+        with`.
 
         Once a direct connection has taken the place of this relayed one (`direct`), streams open on that.
-        `lazy`, with one protocol: do not wait for the peer's answer; its refusal comes from the first read. Raises
-        ProtocolNotSupported, LimitedConnection unless `allow_limited`, ConnectionClosed, ResourceLimit when too many
-        wait for the peer, TimedOut after `timeout` seconds (Timeouts.negotiate).
+        `lazy`, with one protocol: do not wait for the peer's answer; its refusal comes from the first read.
+        Raises ProtocolNotSupported, LimitedConnection unless `allow_limited`, ConnectionClosed, ResourceLimit
+        when too many wait for the peer, TimedOut after `timeout` seconds (Timeouts.negotiate).
         """
         if not protocols or (lazy and len(protocols) > 1):
             raise UsageError("name a protocol to open a stream for, and just one when lazy")
@@ -171,12 +182,17 @@ class Connection:
         seconds = self.timeouts.negotiate if timeout is None else timeout
         return Opening(self._open(protocols, allow_limited, lazy, seconds))
 
-    async def _open(self, protocols: tuple[str, ...], allow_limited: bool, lazy: bool, timeout: float) -> Stream:
+    async def _open(
+        self, protocols: tuple[str, ...], allow_limited: bool, lazy: bool, timeout: float
+    ) -> Stream:
         if self.closed:
-            raise ConnectionClosed(f"the connection with peer {self.remote_peer} is closed") from self.close_reason
+            raise ConnectionClosed(
+                f"the connection with peer {self.remote_peer} is closed"
+            ) from self.close_reason
         if self.is_limited and not allow_limited:
             raise LimitedConnection(
-                f"{protocols[0]} is not allowed on the limited connection with peer {self.remote_peer} through {self.relay}"
+                f"{protocols[0]} is not allowed on the limited connection "
+                f"with peer {self.remote_peer} through {self.relay}"
             )
         stream = self._adopt(self.link.open_stream())
         try:
@@ -209,7 +225,9 @@ class Connection:
         self.tasks.start(self._serve(self._adopt(core)), f"stream {core.id} of {self.remote_peer}")
 
     async def _serve(self, stream: Stream) -> None:
-        """Negotiate an inbound stream and run its handler; the stream ends with it, unless the handler keeps it."""
+        """Negotiate an inbound stream and run its handler; the stream ends with it, unless the handler keeps
+        it.
+        """
         handler: StreamHandler | None = None
 
         def offered(protocol: str) -> bool:
@@ -242,10 +260,11 @@ class Connection:
         return {"peer": str(self.remote_peer), "connection": repr(self), "protocol": stream.protocol}
 
     async def direct(self, timeout: float = 30.0) -> Connection:
-        """A direct connection to the same peer: this one, or what hole punching makes within `timeout` seconds.
+        """A direct connection to the same peer: this one, or what hole punching makes within `timeout`
+        seconds.
 
-        PunchFailed says why there is none. Streams opened on this connection from then on open on the direct one,
-        and this one closes after PunchConfig.grace (DCUtR.md).
+        PunchFailed says why there is none. Streams opened on this connection from then on open on the direct
+        one, and this one closes after PunchConfig.grace (DCUtR.md).
         """
         if not self.is_relayed:
             return self
@@ -258,9 +277,11 @@ class Connection:
     # Its health and its end
 
     async def ping(self, timeout: float | None = None) -> float:
-        """The round trip to the peer in seconds, by the multiplexer's own ping. ConnectionClosed, TimedOut."""
+        """The round trip in seconds, by the multiplexer's own ping. ConnectionClosed, TimedOut."""
         if self.closed:
-            raise ConnectionClosed(f"the connection with peer {self.remote_peer} is closed") from self.close_reason
+            raise ConnectionClosed(
+                f"the connection with peer {self.remote_peer} is closed"
+            ) from self.close_reason
         answered: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
 
         def pong(rtt_ns: int | None) -> None:
@@ -268,18 +289,22 @@ class Connection:
                 answered.set_result(rtt_ns)
 
         self.link.ping(pong)
-        async with within(self.timeouts.ping if timeout is None else timeout, f"a ping to peer {self.remote_peer}"):
+        async with within(
+            self.timeouts.ping if timeout is None else timeout, f"a ping to peer {self.remote_peer}"
+        ):
             rtt_ns = await answered
         if rtt_ns is None:
             raise ConnectionClosed(f"the connection with peer {self.remote_peer} closed under a ping")
         return rtt_ns / 1e9
 
     async def close(self) -> None:
-        """Say goodbye, send what is written and close; after Timeouts.close seconds without ado. Streams end."""
+        """End every stream, say goodbye and close; after Timeouts.close seconds without ado."""
         if not self.closed:
             self.link.close()
             try:
-                async with within(self.timeouts.close, f"closing the connection with peer {self.remote_peer}"):
+                async with within(
+                    self.timeouts.close, f"closing the connection with peer {self.remote_peer}"
+                ):
                     await self.wait_closed()
             except TimedOut:
                 self.abort("it did not close in time")

@@ -1,4 +1,6 @@
-"""A named limit on a wait: `async with within(10, "the noise handshake")` raises TimedOut that says what took too long."""
+"""A named limit on a wait: `async with within(10, "the noise handshake")` raises TimedOut that says what took
+too long.
+"""
 
 from __future__ import annotations
 

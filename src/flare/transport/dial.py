@@ -25,7 +25,9 @@ T = TypeVar("T")
 
 
 def rank(addrs: Iterable[Multiaddr]) -> list[Multiaddr]:
-    """Without duplicates, best first: private, public, relayed; within each, IPv6 and IPv4 in turn, low ports first."""
+    """Without duplicates, best first: private, public, relayed; within each, IPv6 and IPv4 in turn, low ports
+    first.
+    """
     groups: tuple[list[Multiaddr], ...] = ([], [], [])
     for addr in dict.fromkeys(addrs):
         groups[_group(addr)].append(addr)
@@ -55,10 +57,12 @@ async def dial_any(
     target: object = None,
     resolver: Resolver | None = None,
 ) -> T:
-    """Dial `addrs`, resolved and ranked, each a little after the one before or as soon as that failed; the first wins.
+    """Dial `addrs`, resolved and ranked, each a little after the one before or as soon as that failed; the
+    first wins.
 
-    The others are cancelled and have ended when this returns or raises; one that had just connected is aborted.
-    DialFailed lists every attempt. Errors that are not FlareError or OSError are bugs and come through.
+    The others are cancelled and have ended when this returns or raises; one that had just connected is
+    aborted. DialFailed lists every attempt. Errors that are not FlareError or OSError are bugs and come
+    through.
     """
     loop = asyncio.get_running_loop()
     try:
@@ -92,10 +96,7 @@ async def dial_any(
     finally:
         for attempt in running:
             attempt.cancel()
-        for result in await asyncio.gather(*running, return_exceptions=True):
-            if not isinstance(result, BaseException):
-                won.append(result)
-        for late in won:
+        for late in [*won, *await asyncio.gather(*running, return_exceptions=True)]:
             if isinstance(late, Connection):
                 late.abort("another address answered first")
 
@@ -110,7 +111,8 @@ def _stagger(addr: Multiaddr, waiting: Sequence[Multiaddr]) -> float:
 async def resolve(addrs: Iterable[Multiaddr], resolver: Resolver) -> list[Multiaddr]:
     """Replace names by addresses: /dns, /dns4, /dns6 at the front, and /dnsaddr by its TXT records.
 
-    An address whose name has no address is left out; NetworkError or TimedOut when that leaves none and there were some.
+    An address whose name has no address is left out; NetworkError or TimedOut when that leaves none and there
+    were some.
     """
     resolved: dict[Multiaddr, None] = {}
     failures: list[NetworkError | TimedOut] = []

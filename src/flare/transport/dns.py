@@ -1,7 +1,7 @@
 """Names to addresses: A and AAAA by the system's resolver, TXT by a query of our own (RFC 1035, RFC 6891).
 
-Python's standard library cannot ask for TXT, which /dnsaddr needs. One query and one answer are all that is wanted, so that
-is what is here instead of a dependency.
+Python's standard library cannot ask for TXT, which /dnsaddr needs. One query and one answer are all that is
+wanted, so that is what is here instead of a dependency.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ class SystemResolver:
                 found = await loop.getaddrinfo(name, None, family=family, type=socket.SOCK_STREAM)
             except (OSError, UnicodeError) as error:
                 raise NetworkError(f"resolving {name}: {error}") from error
-        return list(dict.fromkeys(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found))
+        return list(
+            dict.fromkeys(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found)
+        )
 
     async def texts(self, name: str) -> list[str]:
         """The TXT records of `name`."""
@@ -88,14 +90,18 @@ def nameservers(path: Path = Path("/etc/resolv.conf")) -> list[tuple[str, int]]:
 
 
 def encode_question(name: str, query_id: int) -> bytes:
-    """A question for the TXT records of `name`, with an OPT record that offers MAX_UDP. UsageError for a bad name."""
+    """A question for the TXT records of `name`, with an OPT record that offers MAX_UDP. UsageError for a bad
+    name.
+    """
     try:
         labels = [label.encode("ascii") for label in name.rstrip(".").split(".")]
     except UnicodeEncodeError:
         raise UsageError(f"{name!r} is no host name") from None
     if any(not 0 < len(label) < 64 for label in labels) or sum(len(label) + 1 for label in labels) > 254:
         raise UsageError(f"{name!r} is no host name")
-    question = b"".join(bytes([len(label)]) + label for label in labels) + b"\0" + struct.pack("!2H", _TXT, _IN)
+    question = (
+        b"".join(bytes([len(label)]) + label for label in labels) + b"\0" + struct.pack("!2H", _TXT, _IN)
+    )
     additional = b"\0" + struct.pack("!2HIH", _OPT, MAX_UDP, 0, 0)
     return _HEADER.pack(query_id, 0x0100, 1, 0, 0, 1) + question + additional
 
@@ -117,7 +123,9 @@ def decode_answer(message: bytes, question: bytes) -> list[str] | None:
     if flags & 0x0200:
         return None
     if code := flags & 0x000F:
-        reason = {1: "format error", 2: "server failure", 3: "no such name", 5: "refused"}.get(code, f"error {code}")
+        reason = {1: "format error", 2: "server failure", 3: "no such name", 5: "refused"}.get(
+            code, f"error {code}"
+        )
         raise NetworkError(f"the DNS server answers: {reason}")
     at = len(question) - 11
     texts: list[str] = []

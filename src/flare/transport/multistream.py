@@ -1,8 +1,8 @@
 """multistream-select 1.0: two peers agree on a protocol (connections/README.md, "multistream-select").
 
-Each message is a uvarint length, a name and a newline. `ls` is answered `na`, as go-libp2p does now: it is listed in no
-current spec and tells strangers what runs here. Nothing is read past the answer: a dialler may send what belongs to the
-protocol in the same packet as its proposal.
+Each message is a uvarint length, a name and a newline. `ls` is answered `na`, as go-libp2p does now: it is
+listed in no current spec and tells strangers what runs here. Nothing is read past the answer: a dialler may
+send what belongs to the protocol in the same packet as its proposal.
 """
 
 from __future__ import annotations
@@ -36,10 +36,13 @@ _HEADER: Final = encode(HEADER)
 _NOT_AVAILABLE: Final = encode(NOT_AVAILABLE)
 
 
-async def select(channel: Channel, protocols: Sequence[str], timeout: float, peer: object = "the peer") -> str:
+async def select(
+    channel: Channel, protocols: Sequence[str], timeout: float, peer: object = "the peer"
+) -> str:
     """As the initiator, propose `protocols` in turn and give the first that the peer takes.
 
-    ProtocolNotSupported when it takes none, ProtocolViolation, TimedOut after `timeout` seconds. `peer` is for its message.
+    ProtocolNotSupported when it takes none, ProtocolViolation, TimedOut after `timeout` seconds. `peer` is
+    for its message.
     """
     if not protocols:
         raise UsageError("no protocol to propose")
@@ -57,8 +60,9 @@ async def select(channel: Channel, protocols: Sequence[str], timeout: float, pee
 async def handle(channel: Channel, supported: Supported, timeout: float) -> str:
     """As the listener, answer proposals until one is `supported`, and give that.
 
-    ProtocolViolation for what is no proposal and after MAX_PROPOSALS of them, NetworkError when the peer has nothing else
-    to propose (or went on as if its first proposal had been taken), TimedOut after `timeout` seconds.
+    ProtocolViolation for what is no proposal and after MAX_PROPOSALS of them, NetworkError when the peer has
+    nothing else to propose (or went on as if its first proposal had been taken), TimedOut after `timeout`
+    seconds.
     """
     offered = supported if callable(supported) else supported.__contains__
     async with within(timeout, "the peer's choice of a protocol"):
@@ -77,7 +81,9 @@ async def handle(channel: Channel, supported: Supported, timeout: float) -> str:
                 return name
             refused = name
             await channel.write(_NOT_AVAILABLE)
-        raise ProtocolViolation(f"the peer proposed {MAX_PROPOSALS} protocols that we do not speak", protocol=HEADER)
+        raise ProtocolViolation(
+            f"the peer proposed {MAX_PROPOSALS} protocols that we do not speak", protocol=HEADER
+        )
 
 
 def proposal(protocol: str) -> bytes:
@@ -106,9 +112,11 @@ class Answer:
 
 
 class Optimistic:
-    """A channel that proposes one protocol along with the first bytes written, and checks the answer at the first read.
+    """A channel that proposes one protocol along with the first bytes written, and checks the answer at the
+    first read.
 
-    It saves the round trip of `select` where there is nothing else to propose. ProtocolNotSupported comes from a read.
+    It saves the round trip of `select` where there is nothing else to propose. ProtocolNotSupported comes
+    from a read.
     """
 
     def __init__(self, channel: Channel, protocol: str) -> None:

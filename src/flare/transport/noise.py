@@ -1,11 +1,13 @@
-"""The Noise handshake of libp2p, Noise_XX_25519_ChaChaPoly_SHA256 (specs/noise/README.md; Noise rev. 34, sections 5 and 7.5).
+"""The Noise handshake of libp2p, Noise_XX_25519_ChaChaPoly_SHA256 (specs/noise/README.md; Noise rev. 34,
+sections 5 and 7.5).
 
     -> e
     <- e, ee, s, es, payload
     -> s, se, payload
 
-Each message has its length before it, 2 bytes big-endian. A payload holds the identity key and its signature of the
-static Noise key, and the stream multiplexers that the sender speaks, which saves the round trip of choosing one later.
+Each message has its length before it, 2 bytes big-endian. A payload holds the identity key and its signature
+of the static Noise key, and the stream multiplexers that the sender speaks, which saves the round trip of
+choosing one later.
 """
 
 from __future__ import annotations
@@ -82,8 +84,9 @@ async def handshake(
 ) -> NoiseSession:
     """Authenticate both peers over `channel` and derive record keys; reads nothing past the last message.
 
-    Raises PeerMismatch when somebody other than `expected_peer` answers, AuthenticationFailed, DecodeError, NetworkError,
-    TimedOut after `timeout` seconds. An initiator's identity is not shown to a peer that is not the expected one.
+    Raises PeerMismatch when somebody other than `expected_peer` answers, AuthenticationFailed, DecodeError,
+    NetworkError, TimedOut after `timeout` seconds. An initiator's identity is not shown to a peer that is not
+    the expected one.
     """
     async with within(timeout, f"the Noise handshake with {expected_peer or 'an unknown peer'}"):
         if initiator:
@@ -216,7 +219,9 @@ def _static_of(identity: Identity) -> _Static:
 
 def _payload(static: _Static, muxers: Sequence[str]) -> bytes:
     return NoiseHandshakePayload(
-        identity_key=static.identity_key, identity_sig=static.signature, extensions=NoiseExtensions(stream_muxers=tuple(muxers))
+        identity_key=static.identity_key,
+        identity_sig=static.signature,
+        extensions=NoiseExtensions(stream_muxers=tuple(muxers)),
     ).encode()
 
 

@@ -1,4 +1,6 @@
-"""Sockets: made for listening and for dialling from the same port, and the addresses that a wildcard stands for."""
+"""Sockets: made for listening and for dialling from the same port, and the addresses that a wildcard stands
+for.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from typing import Any, Final
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-BACKLOG: Final = 4096  # connections that the kernel holds until they are accepted; it may hold fewer (somaxconn)
+BACKLOG: Final = (
+    4096  # connections that the kernel holds until they are accepted; it may hold fewer (somaxconn)
+)
 _IFF_UP: Final = 1
 
 
@@ -35,7 +39,7 @@ def tcp_socket(ip: IpAddress, *, reuse: bool) -> socket.socket:
 
 
 def listening_socket(ip: IpAddress, port: int) -> socket.socket:
-    """A TCP socket that listens on `ip` and `port` (0: the kernel chooses) and shares its port with diallers."""
+    """A TCP socket that listens on `ip` and `port` (0: any free one), which diallers may share."""
     sock = tcp_socket(ip, reuse=True)
     try:
         sock.bind((str(ip), port))
@@ -47,7 +51,7 @@ def listening_socket(ip: IpAddress, port: int) -> socket.socket:
 
 
 def endpoint(address: Sequence[Any]) -> tuple[IpAddress, int]:
-    """IP and port of what getsockname() and getpeername() give; IPv4 in IPv6 is taken out, the zone dropped."""
+    """IP and port of what getsockname() and getpeername() give, IPv4 not inside IPv6, without a zone."""
     ip = ipaddress.ip_address(str(address[0]).partition("%")[0])
     if ip.version == 6 and ip.ipv4_mapped is not None:
         ip = ip.ipv4_mapped
@@ -77,7 +81,9 @@ _IfAddrs._fields_ = [
 
 
 def interface_addresses(version: int) -> list[IpAddress]:
-    """The addresses of the interfaces that are up, of IP `version` 4 or 6, without IPv6 link-local ones. OSError."""
+    """The addresses of the interfaces that are up, of IP `version` 4 or 6, without IPv6 link-local ones.
+    OSError.
+    """
     libc = ctypes.CDLL(ctypes.util.find_library("c"), use_errno=True)
     first = ctypes.POINTER(_IfAddrs)()
     if libc.getifaddrs(ctypes.byref(first)) != 0:
@@ -100,7 +106,9 @@ def interface_addresses(version: int) -> list[IpAddress]:
 def _ip_of(sockaddr: int) -> IpAddress | None:
     """The address in a struct sockaddr_in or sockaddr_in6; None for other families."""
     head = ctypes.string_at(sockaddr, 2)
-    family = int.from_bytes(head, sys.byteorder) if sys.platform == "linux" else head[1]  # BSD: length, then family
+    family = (
+        int.from_bytes(head, sys.byteorder) if sys.platform == "linux" else head[1]
+    )  # BSD: length, then family
     if family == socket.AF_INET:
         return ipaddress.IPv4Address(ctypes.string_at(sockaddr + 4, 4))
     if family == socket.AF_INET6:

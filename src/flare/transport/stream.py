@@ -1,4 +1,6 @@
-"""The stream that users and protocols hold: awaiting reads and writes over a multiplexer's non-blocking stream."""
+"""The stream that users and protocols hold: awaiting reads and writes over a multiplexer's non-blocking
+stream.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,6 @@ from flare.errors import (
     StreamReset,
     UsageError,
 )
-
 from flare.transport import multistream
 from flare.transport.deadline import within
 
@@ -30,7 +31,9 @@ WRITABLE: Final = 2
 CLOSED: Final = 4
 
 READ_SIZE: Final = 64 * 1024
-_AT_ONCE: Final = 64 * 1024  # read_exactly takes more than this in pieces, so that the sender's window never has to hold it
+_AT_ONCE: Final = (
+    64 * 1024
+)  # read_exactly takes more than this in pieces, so that the sender's window never has to hold it
 
 
 class StreamCore(Protocol):
@@ -61,9 +64,9 @@ class StreamCore(Protocol):
 class Stream:
     """A two-way byte stream to a peer, within a connection.
 
-    One task may read while another writes; two readers at once are a UsageError, writers take turns. A cancelled read
-    loses nothing; a cancelled write may have sent a part, and then only `reset` is left. Errors: StreamReset,
-    ConnectionClosed, and StreamClosed for an end that came too early.
+    One task may read while another writes; two readers at once are a UsageError, writers take turns. A
+    cancelled read loses nothing; a cancelled write may have sent a part, and then only `reset` is left.
+    Errors: StreamReset, ConnectionClosed, and StreamClosed for an end that came too early.
     """
 
     __slots__ = (
@@ -99,7 +102,8 @@ class Stream:
 
     def __repr__(self) -> str:
         direction = "from" if self.inbound else "to"
-        return f"<Stream {self.core.id} {self.protocol or '(negotiating)'} {direction} {self.connection.remote_peer}>"
+        name = self.protocol or "(negotiating)"
+        return f"<Stream {self.core.id} {name} {direction} {self.connection.remote_peer}>"
 
     @property
     def inbound(self) -> bool:
@@ -133,7 +137,9 @@ class Stream:
     # Reading
 
     async def read(self, max_bytes: int = READ_SIZE) -> bytes:
-        """Whatever has come, up to `max_bytes`; waits when that is nothing. b"" once the peer closed its side."""
+        """Whatever has come, up to `max_bytes`; waits when that is nothing. b"" once the peer closed its
+        side.
+        """
         self._begin_read()
         try:
             if self._unconfirmed is not None:
@@ -159,7 +165,9 @@ class Stream:
                 if chunk is None:
                     await self._wait_readable()
                 elif not chunk:
-                    raise StreamClosed(self._about(f"closed by the peer after {len(self._held)} of {n} bytes"))
+                    raise StreamClosed(
+                        self._about(f"closed by the peer after {len(self._held)} of {n} bytes")
+                    )
                 elif len(chunk) == n:
                     return chunk
                 else:
@@ -171,7 +179,7 @@ class Stream:
             self._reading = False
 
     async def read_frame(self, limit: int) -> bytes:
-        """One frame with a uvarint length before it, and nothing past it. FrameTooLarge above `limit` bytes."""
+        """One frame with a uvarint length before it, nothing past it. FrameTooLarge above `limit` bytes."""
         self._begin_read()
         try:
             if self._unconfirmed is not None:
@@ -285,7 +293,9 @@ class Stream:
             self.core.close_write()
 
     async def close(self) -> None:
-        """Done with it: close our side and throw away what still comes. Returns at once and never resets a peer that reads."""
+        """Done with it: close our side and throw away what still comes. Returns at once and never resets a
+        peer that reads.
+        """
         self.close_now()
 
     def close_now(self) -> None:
@@ -382,4 +392,3 @@ class Stream:
         if isinstance(error, StreamReset | ConnectionClosed | StreamClosed):
             return type(error)(self._about(str(error) or type(error).__name__))
         return error
-

@@ -1,4 +1,4 @@
-"""The tasks that a host's transports started, so that all of them can be ended: nothing outlives its owner."""
+"""The tasks that a host's transports started, so that all can be ended: nothing outlives its owner."""
 
 from __future__ import annotations
 

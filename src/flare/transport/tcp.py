@@ -19,7 +19,14 @@ from flare.transport.channel import SocketChannel
 from flare.transport.connection import Connection
 from flare.transport.deadline import within
 from flare.transport.loop_engine import LoopEngine
-from flare.transport.sockets import IpAddress, abort, endpoint, interface_addresses, listening_socket, tcp_socket
+from flare.transport.sockets import (
+    IpAddress,
+    abort,
+    endpoint,
+    interface_addresses,
+    listening_socket,
+    tcp_socket,
+)
 from flare.transport.tasks import Tasks
 from flare.transport.upgrade import upgrade
 from flare.wire.keys import Identity
@@ -58,7 +65,9 @@ class Listener:
         """The addresses it can be dialled at: a wildcard is each interface's address now."""
         if not self.ip.is_unspecified:
             return [self.addr]
-        return [Multiaddr(f"/ip{ip.version}/{ip}/tcp/{self.port}") for ip in interface_addresses(self.ip.version)]
+        return [
+            Multiaddr(f"/ip{ip.version}/{ip}/tcp/{self.port}") for ip in interface_addresses(self.ip.version)
+        ]
 
     def close(self) -> None:
         """Accept no more. Connections stay."""
@@ -122,7 +131,9 @@ class TcpTransport:
     # Listening
 
     async def listen(self, addr: Multiaddr) -> Listener:
-        """Listen on /ip4|ip6/.../tcp/PORT, port 0 for one that the kernel chooses. NetworkError, InvalidMultiaddr."""
+        """Listen on /ip4|ip6/.../tcp/PORT, port 0 for one that the kernel chooses. NetworkError,
+        InvalidMultiaddr.
+        """
         ip, port = _tcp_endpoint(addr)
         try:
             listener = Listener(self, listening_socket(ip, port))
@@ -133,14 +144,16 @@ class TcpTransport:
 
     @property
     def listen_addrs(self) -> tuple[Multiaddr, ...]:
-        """Where we can be dialled, without the peer at the end; wildcards are each interface's address now."""
+        """Where we can be dialled, without the peer at the end; a wildcard is each interface's address."""
         return tuple(addr for listener in self.listeners for addr in listener.addrs)
 
     @contextlib.contextmanager
     def expect(self, ip: IpAddress | str, callback: Expected) -> Iterator[None]:
-        """While in it, sockets accepted from `ip` go to `callback`, which owns them, and not to the handshake.
+        """While in it, sockets accepted from `ip` go to `callback`, which owns them, and not to the
+        handshake.
 
-        A punch wants them: with simultaneous open, or when our SYN was lost, its connection comes to the listener.
+        A punch wants them: with simultaneous open, or when our SYN was lost, its connection comes to the
+        listener.
         """
         key = ipaddress.ip_address(ip)
         waiting = self._expected.setdefault(key, [])
@@ -192,8 +205,9 @@ class TcpTransport:
     ) -> Connection:
         """A connection to `addr`, within Timeouts.dial. It leaves from the port we listen on, where it can.
 
-        So the NAT on our side maps one endpoint for both, which peers can be told of. `initiator` False: be the
-        listener in the handshake. Raises NetworkError, TimedOut, PeerMismatch and what the handshake raises.
+        So the NAT on our side maps one endpoint for both, which peers can be told of. `initiator` False: be
+        the listener in the handshake. Raises NetworkError, TimedOut, PeerMismatch and what the handshake
+        raises.
         """
         ip, port = _tcp_endpoint(addr)
         async with within(self._config.timeouts.dial, f"dialling {addr}"):
@@ -256,7 +270,11 @@ class TcpTransport:
                 timeouts.dial if initiator else timeouts.handshake, f"the handshake with {remote_addr}"
             ):
                 upgraded = await upgrade(
-                    channel, self._identity, initiator=initiator, expected_peer=expected_peer, timeouts=timeouts
+                    channel,
+                    self._identity,
+                    initiator=initiator,
+                    expected_peer=expected_peer,
+                    timeouts=timeouts,
                 )
         except OSError as error:
             sock.close()
@@ -288,7 +306,9 @@ class TcpTransport:
         return connection
 
     async def close(self) -> None:
-        """Stop listening, close every connection, and end our tasks (not those of a `tasks` that was handed in)."""
+        """Stop listening, close every connection, and end our tasks (not those of a `tasks` that was handed
+        in).
+        """
         for listener in list(self.listeners):
             listener.close()
         await asyncio.gather(*(connection.close() for connection in list(self.connections)))
@@ -310,7 +330,9 @@ def _tcp_endpoint(addr: Multiaddr) -> tuple[IpAddress, int]:
 
 
 def _source(ip: IpAddress) -> object:
-    """What counts as one address against HostLimits.max_handshakes_per_ip: in IPv6 a /64, which one host may own."""
+    """What counts as one address against HostLimits.max_handshakes_per_ip: in IPv6 a /64, which one host may
+    own.
+    """
     return ip if ip.version == 4 else int(ip) >> 64
 
 

@@ -25,7 +25,9 @@ _MAX_PLAIN: Final = 65535 - _TAG
 
 @dataclass(frozen=True, slots=True)
 class Upgraded:
-    """All that a link needs to take over: `leftover` are bytes read from the peer that belong to it, still encrypted."""
+    """All that a link needs to take over: `leftover` are bytes read from the peer that belong to it, still
+    encrypted.
+    """
 
     remote_peer: PeerId
     remote_key: PublicKey
@@ -45,8 +47,9 @@ async def upgrade(
 ) -> Upgraded:
     """Negotiate Noise, run it, agree on yamux.
 
-    The initiator proposes Noise along with its first message: two round trips in all, TCP's own included. Raises what
-    multistream and noise raise; the caller bounds the whole by Timeouts.dial or Timeouts.handshake.
+    The initiator proposes Noise along with its first message: two round trips in all, TCP's own included.
+    Raises what multistream and noise raise; the caller bounds the whole by Timeouts.dial or
+    Timeouts.handshake.
     """
     limit = timeouts.dial if initiator else timeouts.handshake
     if initiator:
@@ -86,7 +89,7 @@ class RecordChannel(BufferedChannel):
         self._size: int | None = None  # of a record whose length was read and whose body was not
 
     async def _receive(self) -> bytes:
-        """The plaintext of the next record that has any; b"" is not told from a broken channel, which raises."""
+        """The plaintext of the next record that has any. The end of the channel raises."""
         while True:
             if self._size is None:
                 self._size = int.from_bytes(await self._channel.read_exactly(2), "big")
@@ -95,7 +98,9 @@ class RecordChannel(BufferedChannel):
             try:
                 plain = self._opener.decrypt(_nonce(self._received), sealed, None)
             except InvalidTag:
-                raise AuthenticationFailed(f"a record from {self.peer} does not decrypt", protocol=noise.PROTOCOL) from None
+                raise AuthenticationFailed(
+                    f"a record from {self.peer} does not decrypt", protocol=noise.PROTOCOL
+                ) from None
             self._received += 1
             if plain:
                 return plain
@@ -113,15 +118,17 @@ class RecordChannel(BufferedChannel):
     def hand_over(self) -> tuple[RecordSecrets, bytes]:
         """Keys and counters for a link, and what it must read first.
 
-        A peer may put its first multiplexer frames into the record of its last negotiation message. They were decrypted
-        here, so they are sealed again under the same counter, which the link then begins with.
+        A peer may put its first multiplexer frames into the record of its last negotiation message. They were
+        decrypted here, so they are sealed again under the same counter, which the link then begins with.
         """
         again = b""
         if rest := self.leftover():
             self._received -= 1
             sealed = self._opener.encrypt(_nonce(self._received), rest, None)
             again = len(sealed).to_bytes(2, "big") + sealed
-        return RecordSecrets(self._records.send_key, self._records.recv_key, self._sent, self._received), again
+        return RecordSecrets(
+            self._records.send_key, self._records.recv_key, self._sent, self._received
+        ), again
 
 
 def _nonce(counter: int) -> bytes:
