@@ -50,18 +50,22 @@ class FakeTcp:
 
     def __init__(self) -> None:
         self.listen_addrs = [Multiaddr("/ip4/127.0.0.1/tcp/7001"), Multiaddr("/ip6/::1/tcp/7006")]
-        self.expected: dict[str, Callable[[socket.socket], None]] = {}
+        self.expected: list[Callable[[socket.socket], None]] = []
         self.adopted: list[dict[str, Any]] = []
         self.connections: list[Secured] = []
         self.secure: list[float | Exception] = []  # seconds that each takes, or what it raises
 
     @contextlib.contextmanager
     def expect(self, ip: Any, callback: Callable[[socket.socket], None]) -> Iterator[None]:
-        self.expected[str(ip)] = callback
+        self.expected.append(callback)
         try:
             yield
         finally:
-            del self.expected[str(ip)]
+            self.expected.remove(callback)
+
+    def accept(self, sock: socket.socket) -> None:
+        """The listener accepted this from the peer's IP."""
+        self.expected[0](sock)
 
     async def adopt(self, sock: socket.socket, **told: Any) -> Any:
         self.adopted.append(told)
@@ -125,7 +129,7 @@ def punching(*outcomes: Any, timeout: float = 0.3) -> Iterator[tuple[TcpPunch, F
     finally:
         punch.close()
         tcp.close()
-    assert tcp.expected == {}
+    assert tcp.expected == []
     deadline = time.monotonic() + 2
     while len(os.listdir("/proc/self/fd")) > before and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -167,7 +171,7 @@ async def test_the_role_is_dcutrs_whether_we_connected_or_were_connected_to(
     with punching() as (punch, tcp, _):
         running = asyncio.create_task(run(punch, role=role))
         await eventually(lambda: tcp.expected)
-        tcp.expected["127.0.0.1"](tcp_end())
+        tcp.accept(tcp_end())
         assert await running is tcp.connections[0]
         assert tcp.adopted[0]["initiator"] is initiator
 
@@ -177,7 +181,7 @@ async def test_what_is_accepted_ends_the_connecting() -> None:
     with punching(timeout=5) as (punch, tcp, core):
         running = asyncio.create_task(run(punch))
         await eventually(lambda: tcp.expected)
-        tcp.expected["127.0.0.1"](tcp_end())
+        tcp.accept(tcp_end())
         started = time.monotonic()
         await running
         assert time.monotonic() - started < 1
@@ -212,7 +216,7 @@ async def test_when_connecting_fails_at_once_the_peer_may_still_connect() -> Non
     with punching(PunchFailed("no route"), timeout=1) as (punch, tcp, _):
         running = asyncio.create_task(run(punch))
         await asyncio.sleep(0.1)
-        tcp.expected["127.0.0.1"](tcp_end())
+        tcp.accept(tcp_end())
         assert await running is tcp.connections[0]
 
 
@@ -233,7 +237,7 @@ class TestTwoConnections:
             tcp.secure = [0.05, 0.05]
             running = asyncio.create_task(run(punch, role=CLIENT))
             await eventually(lambda: tcp.expected)
-            tcp.expected["127.0.0.1"](tcp_end())
+            tcp.accept(tcp_end())
             kept = await running
             assert [c for c in tcp.connections if not c.closed] == [kept]
 
@@ -243,7 +247,7 @@ class TestTwoConnections:
             tcp.secure = [0.05, 0.1]
             running = asyncio.create_task(run(punch))
             await eventually(lambda: tcp.expected)
-            tcp.expected["127.0.0.1"](tcp_end())
+            tcp.accept(tcp_end())
             await eventually(lambda: tcp.connections)
             tcp.connections[0].abort("the client chose the other")
             assert await running is tcp.connections[1]
@@ -261,7 +265,7 @@ class TestTwoConnections:
             tcp.secure = [30.0, 0.0]
             running = asyncio.create_task(run(punch, role=CLIENT))
             await eventually(lambda: tcp.adopted)
-            tcp.expected["127.0.0.1"](tcp_end())
+            tcp.accept(tcp_end())
             assert await running is tcp.connections[0]
 
 
@@ -274,3 +278,21 @@ async def test_a_cancelled_punch_leaves_nothing_behind() -> None:
         running.cancel()
         await asyncio.wait([running])
         assert core.cancelled == 1
+
+
+@aio
+async def test_what_comes_before_the_punch_waits_for_it() -> None:
+    with punching(timeout=5) as (punch, tcp, _), punch.expect(ALICE.peer_id, [TARGET]):
+        tcp.accept(tcp_end())
+        assert tcp.adopted == []
+        assert await run(punch, role=CLIENT) is tcp.connections[0]
+        assert tcp.adopted[0]["initiator"] is True
+
+
+@aio
+async def test_what_comes_for_a_punch_that_never_is_is_closed() -> None:
+    with punching() as (punch, tcp, _):
+        early = tcp_end()
+        with punch.expect(ALICE.peer_id, [TARGET]):
+            tcp.accept(early)
+        assert early.fileno() == -1

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -245,18 +246,30 @@ class HolePuncher:
 
     async def serve(self, stream: Stream) -> None:
         """One /libp2p/dcutr stream of the peer that accepted our relayed connection."""
-        connection = stream.connection
-        peer = connection.remote_peer
+        peer = stream.connection.remote_peer
         if self._closed or (
             peer not in self._upgrades and len(self._active()) >= self._config.punch.max_active
         ):
             stream.reset()
             return
+        with ExitStack() as expecting:
+            await self._serve(stream, expecting)
+
+    async def _serve(self, stream: Stream, expecting: ExitStack) -> None:
+        """`expecting` holds what makes the peer's early sockets wait for our punch."""
+        connection = stream.connection
+        peer = connection.remote_peer
+
+        def prepare(targets: Targets) -> None:
+            if self._own_punch is not None:
+                expecting.enter_context(self._own_punch.expect(peer, targets.addrs))
+
         try:
             agreed = await responder.respond(
                 stream,
                 addrs=self._own_addrs,
                 choose=partial(self._choose, peer),
+                prepare=prepare,
                 timeout=self._config.timeouts.dcutr_message,
                 clock_ns=self._clock_ns,
             )

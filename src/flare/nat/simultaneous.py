@@ -16,9 +16,9 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -73,6 +73,7 @@ class TcpPunch:
         self.core: Callable[..., Any] = core or core_punch
         self.timeouts = timeouts or Timeouts()
         self.clock_ns = clock_ns
+        self._early: dict[PeerId, _Early] = {}
         self._threads = ThreadPoolExecutor(2 * max_active, thread_name_prefix="flare-punch")
 
     async def __call__(
@@ -81,13 +82,60 @@ class TcpPunch:
         """Connect to `addrs` at `deadline_ns` of the monotonic clock; PunchFailed says what was seen."""
         race = _Race(self, self._threads, peer, deadline_ns, client=role == CLIENT, rtt_ns=rtt_ns)
         try:
-            return await race.run(addrs)
+            return await race.run(addrs, self._early.get(peer))
         finally:
             await race.stop()
+
+    @contextmanager
+    def expect(self, peer: PeerId, addrs: Sequence[Multiaddr]) -> Iterator[None]:
+        """Within the block, what `addrs` connect to us with waits for the punch of `peer`.
+
+        The responder begins with it before it answers: on a short path the initiator's SYN comes sooner than
+        the responder gets to its own punch, and the listener would take it for an ordinary client.
+        """
+        early = _Early()
+        with ExitStack() as expecting:
+            expecting.callback(early.close)
+            for ip in _ips(addrs):
+                expecting.enter_context(self.tcp.expect(ip, early.arrived))
+            self._early[peer] = early
+            try:
+                yield
+            finally:
+                if self._early.get(peer) is early:
+                    del self._early[peer]
 
     def close(self) -> None:
         """No more punches."""
         self._threads.shutdown(wait=False)
+
+
+def _ips(addrs: Sequence[Multiaddr]) -> list[IPv4Address | IPv6Address]:
+    return list(dict.fromkeys(addr.ip for addr in addrs if addr.ip is not None))
+
+
+class _Early:
+    """Sockets that came before their punch did."""
+
+    def __init__(self) -> None:
+        self._sockets: list[socket.socket] = []
+        self._taker: Callable[[socket.socket], None] | None = None
+
+    def arrived(self, sock: socket.socket) -> None:
+        if self._taker is not None:
+            self._taker(sock)
+        else:
+            self._sockets.append(sock)
+
+    def hand_to(self, taker: Callable[[socket.socket], None]) -> None:
+        """From now on `taker` gets them, those that wait first."""
+        self._taker = taker
+        while self._sockets:
+            taker(self._sockets.pop(0))
+
+    def close(self) -> None:
+        while self._sockets:
+            self._sockets.pop().close()
 
 
 class _Race:
@@ -118,15 +166,17 @@ class _Race:
         self._cancel_read, self._cancel_write = os.pipe()
         self._stopping = False
 
-    async def run(self, addrs: Sequence[Multiaddr]) -> Connection:
+    async def run(self, addrs: Sequence[Multiaddr], early: _Early | None) -> Connection:
         loop = asyncio.get_running_loop()
         timeouts = self._punch.timeouts
         ahead = max(0, self._deadline_ns - self._punch.clock_ns()) / 1e9
         end = loop.time() + ahead + timeouts.punch
         choose_at = 0.0
         with ExitStack() as expecting:
-            for ip in {addr.ip for addr in addrs if addr.ip is not None}:
+            for ip in _ips(addrs):
                 expecting.enter_context(self._punch.tcp.expect(ip, self._arrived))
+            if early is not None:
+                early.hand_to(self._arrived)
             self._connect(addrs)
             while True:
                 self._changed.clear()

@@ -37,11 +37,13 @@ async def respond(
     *,
     addrs: Callable[[], Sequence[Multiaddr]],
     choose: Callable[[Sequence[Multiaddr]], Targets],
+    prepare: Callable[[Targets], None] = lambda targets: None,
     timeout: float = TIMEOUTS.dcutr_message,
     clock_ns: Callable[[], int] = time.monotonic_ns,
 ) -> Agreed:
     """Answer one exchange; the caller connects as the client, now, and then closes the stream.
 
+    `prepare` is called before our CONNECT leaves: from then on the peer may already connect to us.
     ProtocolViolation (also for a stream on a connection that is not relayed, or that we did not dial),
     TimedOut, NetworkError. An empty list of ours is sent as it is: the peer may still reach us by what it
     sees.
@@ -57,6 +59,8 @@ async def respond(
             raise ProtocolViolation("opened with something other than CONNECT", protocol=PROTOCOL)
         if not theirs.obs_addrs:
             raise ProtocolViolation("a CONNECT without addresses", protocol=PROTOCOL)
+        targets = choose(theirs.obs_addrs)
+        prepare(targets)
         await stream.write_frame(connect_message(addrs()).encode())
     sent = clock_ns()
     async with within(timeout, "the peer's SYNC"):
@@ -64,4 +68,4 @@ async def respond(
     now = clock_ns()
     if sync.type is not HolePunchType.SYNC:
         raise ProtocolViolation("answered CONNECT with something other than SYNC", protocol=PROTOCOL)
-    return Agreed(choose(theirs.obs_addrs), now, now - sent)
+    return Agreed(targets, now, now - sent)
