@@ -12,6 +12,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
+from flare._core.punch import (
+    PunchAttemptFailed,
+    monotonic_ns,
+    punch,
+    sleep_until_ns,
+)
 from tests.core.punching import (
     HOST,
     MS,
@@ -25,13 +32,6 @@ from tests.core.punching import (
     shared,
     soon,
     taken,
-)
-
-from flare._core.punch import (
-    PunchAttemptFailed,
-    monotonic_ns,
-    punch,
-    sleep_until_ns,
 )
 
 pytestmark = pytest.mark.usefixtures("every_descriptor_is_closed")
@@ -222,7 +222,7 @@ class TestRefused:
     def test_rests_between_10_and_100_ms(self) -> None:
         targets = [(PEER, free_port(PEER))]
         with pytest.raises(
-            PunchAttemptFailed, match=r"127\.0\.0\.2:\d+ refused (\d+) of \1 connects"
+            PunchAttemptFailed, match=r"127\.0\.0\.2:\d+ refused \d+ of \d+ connects"
         ) as caught:
             punch((HOST, free_port()), targets, soon(), timeout_ns=500 * MS)
         assert 2 <= caught.value.attempts <= 51, "more on an idle machine than on a busy one"

@@ -9,17 +9,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from tests.core.punching import (
-    HOST,
-    MS,
-    PEER,
-    SECOND,
-    alarm,
-    free_port,
-    listener,
-    shared,
-    soon,
-)
 
 from flare._core.punch import (
     MAX_AHEAD_NS,
@@ -32,6 +21,17 @@ from flare._core.punch import (
     sleep_until_ns,
 )
 from flare.errors import PunchFailed, UsageError
+from tests.core.punching import (
+    HOST,
+    MS,
+    PEER,
+    SECOND,
+    alarm,
+    free_port,
+    listener,
+    shared,
+    soon,
+)
 
 pytestmark = pytest.mark.usefixtures("every_descriptor_is_closed")
 

@@ -274,7 +274,7 @@ cdef int simopen_run(punch_t* p) noexcept nogil:
             for i in range(p.target_n):
                 if p.targets[i].state == READY:
                     fire(p, i)
-        elif p.fired and p.candidate_n == 0:
+        elif p.fired and p.candidate_n == 0 and now < p.end:
             for i in range(p.target_n):
                 if p.targets[i].state == RESTING and p.targets[i].retry_at <= now:
                     fire(p, i)
