@@ -91,4 +91,4 @@ wheel: .stamps/venv
 	cd / && $(CURDIR)/.stamps/clean/bin/python -I $(CURDIR)/tests/wheel_smoke.py
 
 clean:
-	rm -rf build dist .stamps $(VENV) src/*.egg-info src/flare/_core/*.so src/flare/_core/*.c
+	rm -rf build dist .stamps $(VENV) src/*.egg-info src/flare/_core/*.so

@@ -14,6 +14,8 @@ from setuptools import Extension, setup
 DEBUG = os.environ.get("FLARE_DEBUG") == "1"
 COVERAGE = os.environ.get("FLARE_COVERAGE") == "1"
 
+CORES = os.cpu_count() or 1
+
 flags = ["-O0", "-g"] if DEBUG else ["-O3", "-fno-strict-aliasing"]
 macros = [("CYTHON_TRACE_NOGIL", "1")] if COVERAGE else []
 
@@ -29,9 +31,12 @@ extensions = [
 ]
 
 setup(
+    options={"build_ext": {"parallel": CORES}},
     ext_modules=cythonize(
         extensions,
         include_path=["src"],
+        build_dir="build/cython",
+        nthreads=CORES,
         compiler_directives={
             "language_level": 3,
             "boundscheck": True,
