@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from flare._core.engine import Engine
 from flare._core.link import NoiseRecords
+from flare.errors import AuthenticationFailed, ConnectionClosed
 
 
 def test_the_rest_of_a_record_that_comes_after_close_is_no_violation() -> None:
@@ -22,4 +25,16 @@ def test_the_rest_of_a_record_that_comes_after_close_is_no_violation() -> None:
         engine.run_pass()
     engine.run_pass()
     assert ended == [None]
+    engine.close()
+
+
+def test_streams_of_a_link_that_ended_in_a_violation_are_closed_and_the_cause_is_told() -> None:
+    engine = Engine()
+    link = engine.attach_memory(record=NoiseRecords(bytes(32), bytes(32)), initiator=True)
+    stream = link.open_stream()
+    link.feed(b"\x00\x10" + bytes(16))
+    for call in (stream.read, lambda: stream.read_frame(10), lambda: stream.write(b"x")):
+        with pytest.raises(ConnectionClosed, match="a record does not verify") as caught:
+            call()
+        assert isinstance(caught.value.__cause__, AuthenticationFailed)
     engine.close()

@@ -351,7 +351,8 @@ cdef class LinkStream:
         if s.reset:
             raise StreamReset(f"stream {s.id} was reset")
         if s.lost:
-            raise self.link.error()
+            error = self.link.error()
+            raise ConnectionClosed(str(error)) from error  # for a stream a violation is an end like any other
         return 0
 
     def read(self, Py_ssize_t max_bytes=65536):
