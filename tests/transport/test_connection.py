@@ -246,6 +246,35 @@ class TestHandlers:
             assert await stream.read() == b"later"
 
 
+class TestServingLate:
+    """A peer may open streams along with its last handshake message, before our handlers are in place."""
+
+    @aio
+    async def test_streams_wait_for_the_handlers(self) -> None:
+        async with Node() as a, Node() as b:
+            near = await a.tcp.dial(b.addr, expected_peer=b.peer_id)
+            far = await b.inbound.get()
+            async with far.open_stream("/echo", lazy=True) as stream:
+                await stream.write(b"early")
+                await asyncio.sleep(0.05)
+                near.serve(a.handlers)
+                assert await stream.read_exactly(5) == b"early"
+
+    @aio
+    async def test_no_more_wait_than_may_be_negotiated_at_once(self) -> None:
+        config = Config(mux=replace(Config().mux, backlog=3))
+        async with Node(config) as a, Node() as b:
+            near = await a.tcp.dial(b.addr, expected_peer=b.peer_id)
+            far = await b.inbound.get()
+            streams = [await far.open_stream("/echo", lazy=True) for _ in range(4)]
+            with pytest.raises(StreamReset):
+                await streams[3].read()
+            near.serve(a.handlers)
+            for stream in streams[:3]:
+                await stream.write(b"x")
+                assert await stream.read_exactly(1) == b"x"
+
+
 class TestEnding:
     @aio
     async def test_close_reaches_the_peer_and_every_stream(self) -> None:

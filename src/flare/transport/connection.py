@@ -114,7 +114,8 @@ class Connection:
         self.timeouts: Timeouts = config.timeouts
         self._max_negotiating = config.mux.backlog
         self.tasks = tasks  # what runs on behalf of the connection, handlers and circuits through it
-        self._handlers = StreamHandlers()
+        self._handlers: StreamHandlers | None = None
+        self._unserved: list[StreamCore] = []  # streams that came before the handlers were known
         self.upgrader: Upgrader | None = None
         self.successor: Connection | None = (
             None  # the direct connection that took the place of this relayed one
@@ -151,8 +152,11 @@ class Connection:
         return [stream for stream in self._streams if not stream.finished]
 
     def serve(self, handlers: StreamHandlers) -> None:
-        """Let `handlers` answer the peer's streams; before that every protocol is refused."""
+        """Let `handlers` answer the peer's streams; those that came before, with the handshake, waited for it."""
         self._handlers = handlers
+        waiting, self._unserved = self._unserved, []
+        for core in waiting:
+            self._link_stream(core)
 
     def add_close_callback(self, callback: Callable[[Connection], None]) -> None:
         """Call `callback` when the connection is gone; at once if it is."""
@@ -218,21 +222,23 @@ class Connection:
     # Streams of the peer
 
     def _link_stream(self, core: StreamCore) -> None:
-        if self._negotiating >= self._max_negotiating:
+        if self._negotiating + len(self._unserved) >= self._max_negotiating:
             core.reset()
-            return
-        self._negotiating += 1
-        self.tasks.start(self._serve(self._adopt(core)), f"stream {core.id} of {self.remote_peer}")
+        elif self._handlers is None:
+            self._unserved.append(core)
+        else:
+            self._negotiating += 1
+            self.tasks.start(
+                self._serve(self._adopt(core), self._handlers), f"stream {core.id} of {self.remote_peer}"
+            )
 
-    async def _serve(self, stream: Stream) -> None:
-        """Negotiate an inbound stream and run its handler; the stream ends with it, unless the handler keeps
-        it.
-        """
+    async def _serve(self, stream: Stream, handlers: StreamHandlers) -> None:
+        """Negotiate an inbound stream and run its handler; the stream ends with it, unless it is kept."""
         handler: StreamHandler | None = None
 
         def offered(protocol: str) -> bool:
             nonlocal handler
-            handler = self._handlers.find(protocol, limited=self.is_limited)
+            handler = handlers.find(protocol, limited=self.is_limited)
             return handler is not None
 
         try:
