@@ -30,9 +30,12 @@ def test_ping_direct(peer: str, cell: Cell) -> None:
 def test_ping_relayed(peer: str, cell: Cell) -> None:
     """With a peer that does not punch it stays relayed, says why, and ends with 1."""
     cell(COMMAND, "`flare ping` through `flare relay`, and the reason for staying relayed", NAMES[peer])
-    with roles.relay("flare") as hop, roles.listener(peer, through=hop) as address:
-        with Peer("flare", "ping", address, "--timeout", "2", "--json") as flare:
-            flare.finish(code=1)
+    with (
+        roles.relay("flare") as hop,
+        roles.listener(peer, through=hop) as address,
+        Peer("flare", "ping", address, "--timeout", "2", "--json") as flare,
+    ):
+        flare.finish(code=1)
     assert {pong["path"] for pong in flare.named("pong")} == {"relayed"}
     (relayed,) = flare.named("relayed")
     assert relayed["reason"]
