@@ -1,85 +1,99 @@
-"""One circuit at full speed: two hosts in this process, the bytes from one through the relay to the other.
+"""Sets up one circuit through a relay, and hands both ends to the load in C (load.c).
 
-The circuit carries bare bytes, with no connection inside it: the relay's work is the same, and the load is as light as
-it can be. Prints one JSON object. Not meant to be run by hand: `python -m benchmarks.relay` does.
+The circuit carries bare bytes, with no connection inside it: the relay's work is the same.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import time
-from pathlib import Path
+import os
+import socket
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import flare
-from flare.protocols.relay import connect, reserve, stop
-from flare.transport.stream import Stream
+from benchmarks.relay.compiled import compiled
+from benchmarks.relay.session import FIRST_WINDOW, End, Session, YamuxStream
+from flare.protocols.relay import HOP_PROTOCOL, STOP_PROTOCOL
+from flare.wire.keys import Identity
+from flare.wire.messages import HopMessage, HopType, RelayPeer, Status, StopMessage, StopType
+from flare.wire.multiaddr import Multiaddr
 
-CLOCK_TICKS = 100  # per second, in /proc/PID/stat (USER_HZ, on every Linux)
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
-
-
-async def measure(relay: str, pid: int, message: int, warmup: float, seconds: float) -> dict[str, float]:
-    """Relay messages for `seconds`; returns bytes, seconds and the relay's CPU seconds."""
-    async with flare.Host(listen=[], punch=False) as source, flare.Host(listen=[], punch=False) as target:
-        arrived: asyncio.Future[Stream] = asyncio.get_running_loop().create_future()
-
-        async def on_stop(stream: Stream) -> None:
-            incoming = await stop.accept(stream)
-            arrived.set_result(incoming.stream)
-            await incoming.stream.connection.wait_closed()
-
-        target.handle(stop.PROTOCOL, on_stop)
-        held = await target.connect(relay)
-        await reserve.reserve(held)
-        through = await source.connect(relay)
-        sending, _ = await connect.connect(through, target.peer_id)
-        receiving = await arrived
-        received = 0
-
-        async def drain() -> None:
-            nonlocal received
-            while data := await receiving.read(1 << 20):
-                received += len(data)
-
-        async def pump() -> None:
-            payload = bytes(message)
-            while True:
-                await sending.write(payload)
-
-        tasks = [asyncio.ensure_future(drain()), asyncio.ensure_future(pump())]
-        try:
-            await asyncio.sleep(warmup)
-            bytes_before, cpu_before, before = received, cpu_seconds(pid), time.monotonic()
-            await asyncio.sleep(seconds)
-            moved, cpu, elapsed = received - bytes_before, cpu_seconds(pid) - cpu_before, time.monotonic() - before
-        finally:
-            for task in tasks:
-                task.cancel()
-            results = await asyncio.gather(*tasks, return_exceptions=True)
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
-        return {"bytes": moved, "seconds": elapsed, "cpu_seconds": cpu}
+LIMIT = 4096  # bytes of a relay's message
+SETUP_TIMEOUT = 20.0
+MAX_MESSAGE = 65535 - 16 - 12  # what one record holds
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("relay")
-    parser.add_argument("--pid", type=int, required=True)
-    parser.add_argument("--message", type=int, default=16384)
-    parser.add_argument("--warmup", type=float, default=1.0)
-    parser.add_argument("--seconds", type=float, default=5.0)
-    args = parser.parse_args()
-    print(json.dumps(asyncio.run(measure(args.relay, args.pid, args.message, args.warmup, args.seconds))))
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the load saw in `seconds`: bytes that arrived, CPU seconds of the relay and of itself."""
+
+    bytes: int
+    seconds: float
+    cpu_seconds: float
+    user: float
+    system: float
+    load_seconds: float
 
 
-if __name__ == "__main__":
-    main()
+async def circuit(relay: Multiaddr) -> tuple[End, End]:
+    """Reserve, connect, accept: the two ends of a circuit, source first."""
+    target, source = Identity.generate(), Identity.generate()
+    held = await Session.dial(relay, target)
+    asking = await held.open(HOP_PROTOCOL)
+    await _ask(asking, HopMessage(type=HopType.RESERVE))
+    through = await Session.dial(relay, source)
+    sending = await through.open(HOP_PROTOCOL)
+    connect = HopMessage(type=HopType.CONNECT, peer=RelayPeer(id=target.peer_id))
+    receiving, _ = await asyncio.gather(_accept(held), _ask(sending, connect))
+    return through.hand_over(sending), held.hand_over(receiving)
+
+
+async def _ask(stream: YamuxStream, request: HopMessage) -> None:
+    encoded = request.encode()
+    await stream.write(bytes((len(encoded),)) + encoded)
+    answer = HopMessage.decode(await stream.read_frame(LIMIT))
+    if answer.status != Status.OK:
+        raise ConnectionError(f"the relay answered {request.type.name} with status {answer.status}")
+
+
+async def _accept(session: Session) -> YamuxStream:
+    stream = await session.accept(STOP_PROTOCOL)
+    StopMessage.decode(await stream.read_frame(LIMIT))
+    encoded = StopMessage(type=StopType.STATUS, status=Status.OK).encode()
+    await stream.write(bytes((len(encoded),)) + encoded)
+    return stream
+
+
+def bare(port: int, keys: Sequence[bytes]) -> tuple[End, End]:
+    """The two ends of the C limit: no handshake, one stream id that both agree on."""
+    ends = []
+    for index in range(2):
+        sock = socket.create_connection(("127.0.0.1", port))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sends, receives = keys[2 * index : 2 * index + 2]
+        ends.append(End(sock.detach(), sends, receives, 0, 0, 1, FIRST_WINDOW, b""))
+    return ends[0], ends[1]
+
+
+def run(
+    ends: tuple[End, End], pid: int, message: int, warmup: float, seconds: float, prefix: Sequence[str]
+) -> Measured:
+    """Drive a circuit for `seconds` and close it."""
+    command = [*prefix, str(compiled("load")), str(pid), str(message), str(warmup), str(seconds)]
+    fds = [end.fd for end in ends]
+    try:
+        done = subprocess.run(
+            command,
+            input=f"{ends[0]}\n{ends[1]}\n",
+            stdout=subprocess.PIPE,
+            text=True,
+            pass_fds=fds,
+            check=True,
+            timeout=warmup + seconds + SETUP_TIMEOUT,
+        )
+    finally:
+        for fd in fds:
+            os.close(fd)
+    return Measured(**json.loads(done.stdout))

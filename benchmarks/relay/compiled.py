@@ -1,0 +1,21 @@
+"""The C programs beside this file, compiled when they are needed and newer than what is there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+HERE = Path(__file__).parent
+BUILT = HERE / "target"  # which .gitignore names
+
+
+def compiled(name: str) -> Path:
+    """The program made of `name`.c, which needs a C compiler and libcrypto's headers (Debian: libssl-dev)."""
+    source, program = HERE / f"{name}.c", BUILT / name
+    newest = max(source.stat().st_mtime, (HERE / "records.h").stat().st_mtime)
+    if not program.exists() or program.stat().st_mtime < newest:
+        BUILT.mkdir(exist_ok=True)
+        compiler = os.environ.get("CC", "cc")
+        subprocess.run([compiler, "-O3", "-Wall", "-o", str(program), str(source), "-lcrypto"], check=True)
+    return program
