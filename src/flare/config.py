@@ -100,7 +100,8 @@ class PunchConfig:
     grace: float = 5.0  # the relayed connection lives this long after the direct one is up
     max_targets: int = 16  # addresses of a peer tried at once: defends others against a peer that lists theirs
     max_active: int = 64  # peers punched at once: defends threads and descriptors
-    reversal: float = 5.0  # the plain dial before the first attempt, when the peer has public addresses
+    reversal: float = 5.0  # the plain dial of a peer that has public addresses
+    head_start: float = 0.5  # of that dial before the first attempt: enough where the peer really is public
 
 
 @dataclass(frozen=True, slots=True)

@@ -217,8 +217,27 @@ class TestConnectionReversal:
             world.b.peer_addrs, world.b.dial_takes = (ALICE_ADDR,), 1000
             world.works_at(1)
             world.start()
-            await both(world)
-            assert now() < Config().punch.reversal + 1
+            assert await both(world) == [world.direct_a, world.direct_b]
+            assert now() < Config().punch.head_start + 1, "the punch waits for the head start and no longer"
+
+    @simulated
+    async def test_a_slow_answer_wins_while_the_punch_still_runs(self) -> None:
+        async with World() as world:
+            world.b.peer_addrs, world.b.dial_takes = (ALICE_ADDR,), 2
+            world.b.dial_outcome = world.direct_b
+            world.b.takes = 5
+            world.start()
+            assert await world.b.puncher.direct(world.at_b, 30) is world.direct_b  # type: ignore[arg-type]
+            assert now() < 2.5
+            assert "PunchStarted" in world.b.named()
+
+    @simulated
+    async def test_it_is_cut_off_after_its_time(self) -> None:
+        async with World() as world:
+            world.b.peer_addrs, world.b.dial_takes = (ALICE_ADDR,), 1000
+            world.start()
+            _, b = await both(world)
+            assert "a plain dial had no answer within 5 s" in b.reason
 
 
 class TestFailure:

@@ -1,7 +1,7 @@
 """From a relayed connection to a direct one: who starts, what is tried, and what is said when nothing works.
 
     we accepted the relayed connection (B):  wait for identify -> plain dial, if the peer has public addresses
-                                             -> DCUtR as its initiator, up to three attempts
+                                             -> and after its head start, DCUtR as its initiator, up to three attempts
     we dialled it (A):                       wait for B's streams, answer each, connect as the client
 
 There is one upgrade per peer at a time. It ends with a direct connection, however it came, or with a reason.
@@ -182,31 +182,59 @@ class HolePuncher:
     # -- B
 
     async def _initiate(self, upgrade: _Upgrade) -> None:
-        """We accepted the relayed connection: dial the peer if it is public, else agree on a punch."""
-        peer = upgrade.peer
+        """We accepted the relayed connection: dial the peer if it says it is public, and soon agree on a punch too."""
         try:
-            connection = self._direct_to(peer) or await self._reverse(upgrade)
-            if connection is None:
-                self._on_event(PunchStarted(peer, "initiator"))
-                upgraded = await initiator.upgrade(
-                    upgrade.relayed,
-                    addrs=self._own_addrs,
-                    choose=partial(self._choose, peer),
-                    punch=partial(self._attempt, upgrade),
-                    attempts=self._config.punch.attempts,
-                    # Others may have the roles reversed (go-libp2p before 0.41 does): meet them at last.
-                    last_role=SERVER if self._agent(peer).startswith(OWN_AGENT) else CLIENT,
-                    timeout=self._config.timeouts.dcutr_message,
-                    clock_ns=self._clock_ns,
-                )
-                connection = upgraded.connection
+            connection = self._direct_to(upgrade.peer) or await self._race(upgrade)
         except PunchFailed as error:
             self._fail(upgrade, "; ".join([*upgrade.errors, error.reason]))
         except Exception as error:  # a task's edge
-            log.exception("the upgrade of the connection to %s broke", peer, extra={"peer": str(peer)})
+            log.exception(
+                "the upgrade of the connection to %s broke", upgrade.peer, extra={"peer": str(upgrade.peer)}
+            )
             self._fail(upgrade, f"an error in flare: {error!r}")
         else:
             self._succeed(upgrade, connection)
+
+    async def _race(self, upgrade: _Upgrade) -> Connection:
+        """The plain dial, and after its head start the punch beside it: many an address that looks public is a NAT's."""
+        loop = asyncio.get_running_loop()
+        reversing = loop.create_task(self._reverse(upgrade), name=f"dial {upgrade.peer}")
+        punching: asyncio.Task[initiator.Upgraded] | None = None
+        try:
+            await asyncio.wait((reversing,), timeout=self._config.punch.head_start)
+            if reversing.done() and (reversed_connection := reversing.result()) is not None:
+                return reversed_connection
+            self._on_event(PunchStarted(upgrade.peer, "initiator"))
+            punching = loop.create_task(self._agree(upgrade), name=f"punch with {upgrade.peer}")
+            await asyncio.wait((reversing, punching), return_when=asyncio.FIRST_COMPLETED)
+            if not punching.done() and (reversed_connection := reversing.result()) is not None:
+                return reversed_connection
+            try:
+                return (await punching).connection
+            except PunchFailed:
+                reversed_connection = await reversing
+                if reversed_connection is None:
+                    raise
+                return reversed_connection
+        finally:
+            tasks = [task for task in (reversing, punching) if task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def _agree(self, upgrade: _Upgrade) -> initiator.Upgraded:
+        # Others may have the roles reversed (go-libp2p before 0.41 does): meet them at last.
+        own_kind = self._agent(upgrade.peer).startswith(OWN_AGENT)
+        return await initiator.upgrade(
+            upgrade.relayed,
+            addrs=self._own_addrs,
+            choose=partial(self._choose, upgrade.peer),
+            punch=partial(self._attempt, upgrade),
+            attempts=self._config.punch.attempts,
+            last_role=SERVER if own_kind else CLIENT,
+            timeout=self._config.timeouts.dcutr_message,
+            clock_ns=self._clock_ns,
+        )
 
     async def _reverse(self, upgrade: _Upgrade) -> Connection | None:
         """A plain dial of a peer that says it is public; None without such an address or an answer."""
