@@ -1,12 +1,14 @@
-# What every struct of the data plane shares: one engine's lock, events for Python, timers, and the order in which things die.
+# What every struct of the data plane shares: one engine's lock, events for Python, timers, and the order in
+# which things die.
 #
 # Rules that keep it safe
-# - Everything but `node.owner` is touched between enter() and leave() only, which hold the engine's mutex. The nogil pass holds
-#   it too, so threads may drive engines.
+# - Everything but `node.owner` is touched between enter() and leave() only, which hold the engine's mutex.
+#   The nogil pass holds it too, so threads may drive engines.
 # - `node.owner` is the Python wrapper, borrowed. It is read and written with the GIL held only.
-# - A wrapper that dies does not touch the state: the garbage collector runs anywhere, also inside enter(). It pushes its node
-#   on a lock-free stack (disown) and the next enter() or pass acts on it.
-# - Nothing is freed where it dies: bury() it, and the end of the pass or of the entry frees it, when no C frame can hold it.
+# - A wrapper that dies does not touch the state: the garbage collector runs anywhere, also inside enter(). It
+#   pushes its node on a lock-free stack (disown) and the next enter() or pass acts on it.
+# - Nothing is freed where it dies: bury() it, and the end of the pass or of the entry frees it, when no C
+#   frame can hold it.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 

@@ -1,8 +1,7 @@
-"""The ground under links, streams and splices: locking, events, timers, deferred death. See core.pxd for the rules."""
+"""The ground under links, streams and splices: locking, events, timers, deferred death. Rules: core.pxd."""
 
-from cpython.object cimport PyObject
 from cpython.exc cimport PyErr_WriteUnraisable
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.stdlib cimport calloc, free, realloc
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport write
 
@@ -11,7 +10,8 @@ cdef extern from *:
     #define flare_load(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
     #define flare_swap(p, v) __atomic_exchange_n((p), (v), __ATOMIC_ACQ_REL)
     #define flare_add(p, v) __atomic_add_fetch((p), (v), __ATOMIC_ACQ_REL)
-    #define flare_cas(p, old, v) __atomic_compare_exchange_n((p), (old), (v), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
+    #define flare_cas(p, old, v) \\
+        __atomic_compare_exchange_n((p), (old), (v), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
     """
     node* flare_load(node** p) noexcept nogil
     node* flare_swap(node** p, node* v) noexcept nogil

@@ -38,15 +38,17 @@ class Counters(TypedDict):
 class Engine:
     """Drives links from one epoll set of its own; call `run_pass` whenever `fileno()` is readable.
 
-    All callbacks of links, streams and splices are made from within `run_pass` (and `close`), never from the call that caused
-    them. What a callback raises goes to `sys.unraisablehook`.
+    All callbacks of links, streams and splices are made from within `run_pass` (and `close`), never from the
+    call that caused them. What a callback raises goes to `sys.unraisablehook`.
     """
 
     links: set[Link]
     splices: set[Splice]
     on_wake: Callable[[], object] | None
-    """Called, at most once per pass, when a call from Python made work: `lambda: loop.call_soon(engine.run_pass)` saves the
-    system call that otherwise makes `fileno()` readable."""
+    """Called, at most once per pass, when a call from Python made work; None: `fileno()` becomes readable.
+
+    `lambda: loop.call_soon(engine.run_pass)` saves that a system call.
+    """
 
     def __init__(self) -> None: ...
     @property
@@ -56,7 +58,10 @@ class Engine:
     def fileno(self) -> int:
         """The descriptor that is readable when a pass has something to do, timers included."""
     def run_pass(self, timeout_ns: int = 0) -> int:
-        """One pass without the GIL, then the callbacks; returns how many. Waits up to `timeout_ns` (< 0: for ever) first."""
+        """One pass without the GIL, then the callbacks; returns how many.
+
+        Waits for up to `timeout_ns` nanoseconds first, rounded up to milliseconds; below 0: for ever.
+        """
     def attach(
         self,
         fd: int,
@@ -68,11 +73,16 @@ class Engine:
     ) -> Link:
         """A link on a connected stream socket, which the engine owns from now on, also when it fails.
 
-        `leftover` is what a handshake read beyond its end. `record=None` is PlainRecords. Raises UsageError when the engine is
-        closed or the keys are in use already.
+        `leftover` is what a handshake read beyond its end. `record=None` is PlainRecords. Raises UsageError
+        when the engine is closed or the keys are in use already.
         """
     def attach_memory(
-        self, *, record: RecordKeys | None, initiator: bool, leftover: Buffer = b"", limits: Limits | object | None = None
+        self,
+        *,
+        record: RecordKeys | None,
+        initiator: bool,
+        leftover: Buffer = b"",
+        limits: Limits | object | None = None,
     ) -> Link:
         """A link without a socket: `Link.feed`, `Link.take_output` and `Link.on_output` move its bytes."""
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """The engine drives links: one poller of its own, and a pass over C structs that holds no GIL.
 
-Its descriptor is registered with an event loop as a single reader; each wake-up makes one pass and then calls back, in one
-batch, for what concerns Python.
+Its descriptor is registered with an event loop as a single reader; each wake-up makes one pass and then calls
+back, in one batch, for what concerns Python.
 """
 
 import os
@@ -10,7 +10,6 @@ import socket
 from cpython.exc cimport PyErr_WriteUnraisable
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from flare._core.aead cimport aead_init
 from flare._core.core cimport (
     core,
     core_new,
@@ -21,7 +20,6 @@ from flare._core.core cimport (
     flush_dirty,
     leave,
     leave_nogil,
-    monotonic,
     next_deadline,
     next_event,
     node,
@@ -44,8 +42,6 @@ from flare._core.link_io cimport (
 )
 from flare._core.records cimport RecordKeys
 from flare._core.splice cimport Splice
-from flare._core.yamux cimport INITIAL_WINDOW, stream
-
 from flare.errors import UsageError
 
 include "poller.pxi"
@@ -83,29 +79,29 @@ cdef void run(core* c, int64_t timeout) noexcept nogil:
 
 
 cdef void flush(core* c) noexcept nogil:
-    cdef int i
-    for i in range(ROUNDS):
+    cdef int _i
+    for _i in range(ROUNDS):
         if c.dirty_head == NULL:
             break
         flush_dirty(c)
     poller_arm(c, next_deadline(c))
 
 
-cdef int set_limits(link* l, object limits) except -1:
+cdef int set_limits(link* ln, object limits) except -1:
     cdef double second = 1e9
-    l.mux.limits.max_window = getattr(limits, "max_window", 16 << 20)
-    l.mux.limits.max_receive = getattr(limits, "max_receive", 64 << 20)
-    l.mux.limits.max_streams = getattr(limits, "max_streams", 1024)
-    l.mux.limits.backlog = getattr(limits, "backlog", 256)
-    l.mux.limits.high_water = getattr(limits, "send_high_water", 1 << 20)
-    l.mux.limits.keepalive = <int64_t>(<double>getattr(limits, "keepalive", 30.0) * second)
-    l.mux.limits.keepalive_timeout = <int64_t>(<double>getattr(limits, "keepalive_timeout", 10.0) * second)
-    l.linger = <int64_t>(<double>LINGER * second)
+    ln.mux.limits.max_window = getattr(limits, "max_window", 16 << 20)
+    ln.mux.limits.max_receive = getattr(limits, "max_receive", 64 << 20)
+    ln.mux.limits.max_streams = getattr(limits, "max_streams", 1024)
+    ln.mux.limits.backlog = getattr(limits, "backlog", 256)
+    ln.mux.limits.high_water = getattr(limits, "send_high_water", 1 << 20)
+    ln.mux.limits.keepalive = <int64_t>(<double>getattr(limits, "keepalive", 30.0) * second)
+    ln.mux.limits.keepalive_timeout = <int64_t>(<double>getattr(limits, "keepalive_timeout", 10.0) * second)
+    ln.linger = <int64_t>(<double>LINGER * second)
     return 0
 
 
 cdef class Engine:
-    """Drives links. `on_wake`, when set, is called instead of waking the descriptor: `loop.call_soon(engine.run_pass)`."""
+    """Drives links from one poller of its own."""
 
     cdef core* c
     cdef readonly set links
@@ -192,28 +188,28 @@ cdef class Engine:
     cdef Link make(self, int fd, RecordKeys record, bint initiator, object limits):
         cdef Link made = Link.__new__(Link)
         cdef int kind = record.kind if record is not None else 0
-        cdef link* l
+        cdef link* ln
         if kind:
             record.check_unused()
-        l = link_new(self.c, fd, initiator, kind)
-        if l == NULL:
+        ln = link_new(self.c, fd, initiator, kind)
+        if ln == NULL:
             raise MemoryError
-        made.bind(self, self.c, l)  # from here on the wrapper's death is the link's
-        set_limits(l, limits)
+        made.bind(self, self.c, ln)  # from here on the wrapper's death is the link's
+        set_limits(ln, limits)
         if kind:
             record.used = True
-            l.key = record.receiving
-            l.mux.out.key = record.sending
+            ln.key = record.receiving
+            ln.mux.out.key = record.sending
         return made
 
     cdef int begin(self, Link made, leftover) except -1:
         cdef const uint8_t[::1] data = leftover
-        cdef link* l = made.l
+        cdef link* ln = made.ln
         self.links.add(made)
         enter(self.c)
-        link_start(l)
+        link_start(ln)
         if data.shape[0]:
-            link_feed(l, &data[0], data.shape[0])
+            link_feed(ln, &data[0], data.shape[0])
         leave(self.c)
         return 0
 
@@ -279,10 +275,16 @@ cdef class Engine:
 
     def close(self):
         cdef core* c = self.c
+        cdef bint kept = c.keeping
         if c.closed:
             return
+        c.keeping = 1
         self.shut()
-        self.deliver()
+        try:
+            while c.events_head != NULL:
+                self.deliver()
+        finally:
+            c.keeping = kept
 
     @property
     def counters(self):

@@ -4,7 +4,7 @@ from flare._core.yamux cimport mux, stream
 
 
 cdef class Link:
-    cdef link* l
+    cdef link* ln
     cdef core* c
     cdef readonly object engine
     cdef readonly object peername
@@ -16,7 +16,7 @@ cdef class Link:
     cdef dict pings
 
     cdef link* use(self) except NULL
-    cdef void bind(self, object engine, core* c, link* l)
+    cdef void bind(self, object engine, core* c, link* ln)
     cdef object error(self)
     cdef int collect(self, unsigned int events, list batch, list last) except -1
 

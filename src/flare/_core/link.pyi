@@ -26,7 +26,7 @@ class LinkStats(NamedTuple):
     refused_streams: int
 
 class Link:
-    """One secured, multiplexed connection. `Engine.attach` makes it; the engine keeps it until it is closed."""
+    """One secured, multiplexed connection, made by `Engine.attach` and kept by the engine until its end."""
 
     on_stream: Callable[[LinkStream], object] | None
     """An inbound stream. Without a handler, or if nobody keeps it, it is reset."""
@@ -55,11 +55,14 @@ class Link:
     @property
     def stats(self) -> LinkStats: ...
     def open_stream(self) -> LinkStream:
-        """A new stream. Raises ResourceLimit while as many as `backlog` are unacknowledged, ConnectionClosed after go-away."""
+        """A new stream. Raises ResourceLimit while `backlog` are unacknowledged, else why the link ended."""
     def ping(self, callback: Callable[[int | None], object]) -> None:
-        """Measure the round trip; the callback gets nanoseconds, or None if the link ended. ResourceLimit: 8 are under way."""
+        """Measure the round trip; the callback gets nanoseconds, or None if the link ended.
+
+        Raises ResourceLimit while 8 are under way.
+        """
     def close(self, goaway_code: int = 0) -> None:
-        """End every stream, say go-away, send what is left and close when the peer did, at the latest after 5 s."""
+        """End every stream, say go-away, send what is left; closed when the peer closes, or after 5 s."""
     def abort(self, reason: BaseException | str | None = None) -> None:
         """Close at once and drop what is unsent. `reason` is what streams raise and `on_close` gets."""
     def feed(self, data: Buffer) -> None:
@@ -70,9 +73,9 @@ class Link:
 class LinkStream:
     """One yamux stream. Dropping the last reference to one that is not closed resets it.
 
-    No call blocks. `on_event` gets READABLE | WRITABLE | CLOSED after a pass: READABLE when bytes or the end came in, WRITABLE
-    once after a `write` took less than all, CLOSED when the stream was reset or its link ended. Call `read` before waiting:
-    what came before `on_event` was set is not announced again.
+    No call blocks. `on_event` gets READABLE | WRITABLE | CLOSED after a pass: READABLE when bytes or the end
+    came in, WRITABLE once after a `write` took less than all, CLOSED when the stream was reset or its link
+    ended. Call `read` before waiting: what came before `on_event` was set is not announced again.
     """
 
     on_event: Callable[[int], object] | None
@@ -98,20 +101,27 @@ class LinkStream:
     @property
     def receive_window(self) -> int: ...
     def read(self, max_bytes: int = 65536) -> bytes | None:
-        """Bytes; b"" at the peer's half-close; None when there is nothing yet. StreamReset or ConnectionClosed once drained."""
-    def read_frame(self, limit: int) -> bytes | None:
-        """One uvarint-delimited frame of at most `limit` bytes, and nothing behind it; None until it is whole.
+        """Bytes; b"" at the peer's half-close; None when there is nothing yet.
 
-        Raises FrameTooLarge or DecodeError (the bytes stay), StreamClosed at the end, StreamReset, ConnectionClosed.
+        Raises StreamReset, or why the link ended, once what came before it was read.
+        """
+    def read_frame(self, limit: int) -> bytes | None:
+        """One uvarint-delimited frame of at most `limit` bytes, nothing behind it; None until it is whole.
+
+        Raises FrameTooLarge or DecodeError (the bytes stay), StreamClosed at the end, else as `read`.
+        `limit` is at most 131,063.
         """
     def write(self, data: Buffer) -> int:
-        """Take as many bytes as the peer's window, the link's buffer and this stream's turn allow: 0 to len(data)."""
+        """Take what the window, the link's buffer and this stream's turn allow; returns how many bytes."""
     def close_write(self) -> None:
         """Half-close: the peer reads to the end and may still write."""
     def reset(self) -> None:
         """End both directions at once and drop what was received."""
     def discard(self) -> None:
-        """Drop what was and will be received. The peer gets no new window, so it is bounded; dropping the last reference then
-        does not reset the stream, which ends when the peer ends it."""
+        """Drop what was and will be received.
+
+        The peer gets no new window, so it is bounded; dropping the last reference then does not reset the
+        stream, which ends when the peer ends it.
+        """
     def set_priority(self, control: bool) -> None:
         """Control streams write before others and into a reserve of the link's buffer."""

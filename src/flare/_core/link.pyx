@@ -1,14 +1,13 @@
-"""Links and their streams as Python sees them. Every method enters the engine for a moment; no call blocks."""
+"""Links and their streams as Python sees them. Methods enter the engine for a moment; none blocks."""
 
 from typing import NamedTuple
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from flare._core.core cimport core, core_ref, disown, enter, leave, set_dirty
 from flare._core.link_io cimport (
-    END_EOF,
     END_ERRNO,
     END_KEEPALIVE,
     END_LOCAL,
@@ -24,7 +23,7 @@ from flare._core.link_io cimport (
     link_close,
     link_feed,
 )
-from flare._core.records cimport NOWHERE, RECORD_EXHAUSTED, out_finish, out_sent
+from flare._core.records cimport RECORD_EXHAUSTED, out_finish, out_sent
 from flare._core.yamux cimport (
     BAD_CREDIT,
     BAD_FLAGS,
@@ -58,7 +57,7 @@ from flare._core.yamux cimport (
 
 import os
 
-from flare._core.records import NoiseRecords, PlainRecords, RecordKeys
+from flare._core.records import NoiseRecords, PlainRecords, RecordKeys  # no-cython-lint
 from flare.errors import (
     AuthenticationFailed,
     ConnectionClosed,
@@ -78,6 +77,8 @@ CLOSED = 4
 cdef enum:
     NOGIL_FROM = 8 * 1024  # a write of this much lets go of the GIL
     UVARINT_MAX = 9  # bytes (multiformats/unsigned-varint)
+    # credit for less than half a window may not have been given yet
+    FRAME_MAX = INITIAL_WINDOW // 2 - UVARINT_MAX
 
 cdef dict VIOLATIONS = {
     BAD_VERSION: "a frame of a version other than 0",
@@ -109,35 +110,35 @@ class LinkStats(NamedTuple):
 
 
 cdef class Link:
-    """One secured, multiplexed connection. `Engine.attach` makes it; the engine keeps it until it is closed."""
+    """One secured, multiplexed connection, made by `Engine.attach` and kept by the engine until its end."""
 
     def __init__(self):
         raise TypeError("a Link is made by Engine.attach or Engine.attach_memory")
 
     def __dealloc__(self):
-        if self.l != NULL:
-            disown(self.c, &self.l.mux.node)
+        if self.ln != NULL:
+            disown(self.c, &self.ln.mux.node)
 
     cdef link* use(self) except NULL:
-        if self.l == NULL:
+        if self.ln == NULL:
             raise UsageError("a Link is made by Engine.attach or Engine.attach_memory")
-        return self.l
+        return self.ln
 
-    cdef void bind(self, object engine, core* c, link* l):
+    cdef void bind(self, object engine, core* c, link* ln):
         self.engine = engine
         self.c = c
-        self.l = l
+        self.ln = ln
         self.pings = {}
         core_ref(c)
-        l.mux.node.held = 1
-        l.mux.node.owner = <void*>self
+        ln.mux.node.held = 1
+        ln.mux.node.owner = <void*>self
 
     def open_stream(self):
-        cdef link* l = self.use()
-        cdef mux* m = &l.mux
+        cdef link* ln = self.use()
+        cdef mux* m = &ln.mux
         cdef stream* s
         cdef LinkStream wrapper = LinkStream.__new__(LinkStream)
-        if l.state != LINK_OPEN:
+        if ln.state != LINK_OPEN:
             raise self.error()
         if m.goaway_received:
             raise ConnectionClosed("the peer takes no new streams: it said go-away")
@@ -146,7 +147,7 @@ cdef class Link:
         if m.next_id > 0xFFFFFFFF:
             raise ResourceLimit("all stream ids of this connection are used")
         enter(self.c)
-        s = mux_open(m) if l.state == LINK_OPEN else NULL
+        s = mux_open(m) if ln.state == LINK_OPEN else NULL
         if s != NULL:
             adopt(wrapper, self, s)
         leave(self.c)
@@ -155,30 +156,30 @@ cdef class Link:
         return wrapper
 
     def close(self, uint32_t goaway_code=0):
-        cdef link* l = self.use()
+        cdef link* ln = self.use()
         enter(self.c)
-        link_close(l, goaway_code)
+        link_close(ln, goaway_code)
         leave(self.c)
 
     def abort(self, reason=None):
-        cdef link* l = self.use()
-        if self.reason is None and l.state != LINK_DEAD:
+        cdef link* ln = self.use()
+        if self.reason is None and ln.state != LINK_DEAD:
             self.reason = ConnectionClosed(reason) if isinstance(reason, str) else reason
         enter(self.c)
-        link_abort(l)
+        link_abort(ln)
         leave(self.c)
 
     def ping(self, callback):
-        cdef link* l = self.use()
+        cdef link* ln = self.use()
         cdef int i
         cdef int slot = -1
-        if l.state != LINK_OPEN:
+        if ln.state != LINK_OPEN:
             raise self.error()
         enter(self.c)
         for i in range(PINGS):
-            if l.mux.pings[i].sent == 0:
+            if ln.mux.pings[i].sent == 0:
                 slot = i
-                mux_ping(&l.mux, &l.mux.pings[i])
+                mux_ping(&ln.mux, &ln.mux.pings[i])
                 break
         leave(self.c)
         if slot < 0:
@@ -186,33 +187,33 @@ cdef class Link:
         self.pings[slot] = callback
 
     def feed(self, data):
-        cdef link* l = self.use()
+        cdef link* ln = self.use()
         cdef Py_buffer view
-        if not l.in_memory:
+        if not ln.in_memory:
             raise UsageError("feed() is for memory links")
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         enter(self.c)
         with nogil:
-            link_feed(l, <const uint8_t*>view.buf, view.len)
+            link_feed(ln, <const uint8_t*>view.buf, view.len)
         leave(self.c)
         PyBuffer_Release(&view)
 
     def take_output(self):
-        cdef link* l = self.use()
-        cdef mux* m = &l.mux
+        cdef link* ln = self.use()
+        cdef mux* m = &ln.mux
         cdef size_t n
         cdef bytes data = b""
-        if not l.in_memory:
+        if not ln.in_memory:
             raise UsageError("take_output() is for memory links")
         enter(self.c)
         try:
-            if l.state != LINK_DEAD:
+            if ln.state != LINK_DEAD:
                 out_finish(&m.out)
             n = m.out.end - m.out.start
             if n and not m.out.error:
                 data = PyBytes_FromStringAndSize(<const char*>m.out.data + m.out.start, n)
                 out_sent(self.c, &m.out, n)
-                l.bytes_out += n
+                ln.bytes_out += n
             m.blocked = 0
             set_dirty(self.c, &m.node)
         finally:
@@ -238,43 +239,43 @@ cdef class Link:
 
     @property
     def stats(self):
-        cdef link* l = self.use()
-        cdef mux* m = &l.mux
+        cdef link* ln = self.use()
+        cdef mux* m = &ln.mux
         return LinkStats(
-            l.bytes_in, l.bytes_out, m.out.end - m.out.start, m.buffered, m.window_total,
+            ln.bytes_in, ln.bytes_out, m.out.end - m.out.start, m.buffered, m.window_total,
             m.streams, m.inbound, m.unacked[0], m.refused,
         )
 
     def __repr__(self):
-        if self.l == NULL:
+        if self.ln == NULL:
             return "<Link unbound>"
-        state = ("open", "closing", "closed")[self.l.state]
-        return f"<Link {state} to {self.peername or 'memory'}, {self.l.mux.streams} streams>"
+        state = ("open", "closing", "closed")[self.ln.state]
+        return f"<Link {state} to {self.peername or 'memory'}, {self.ln.mux.streams} streams>"
 
     cdef object error(self):
         """Why the link ended, for on_close and for its streams."""
-        cdef link* l = self.l
+        cdef link* ln = self.ln
         if self.reason is not None:
             return self.reason
-        if l.end == END_NONE or l.end == END_LOCAL:
+        if ln.end == END_NONE or ln.end == END_LOCAL:
             return ConnectionClosed("the connection was closed here")
-        if l.end == END_VIOLATION:
-            error = ProtocolViolation(f"the peer sent {VIOLATIONS[l.mux.violation]}", protocol="yamux")
-        elif l.end == END_RECORD and l.error == RECORD_EXHAUSTED:
+        if ln.end == END_VIOLATION:
+            error = ProtocolViolation(f"the peer sent {VIOLATIONS[ln.mux.violation]}", protocol="yamux")
+        elif ln.end == END_RECORD and ln.error == RECORD_EXHAUSTED:
             error = ResourceLimit("all nonces of this connection's keys are used")
-        elif l.end == END_RECORD:
+        elif ln.end == END_RECORD:
             error = AuthenticationFailed("a record does not verify", protocol="noise")
-        elif l.end == END_ERRNO:
-            error = ConnectionClosed(l.error, os.strerror(l.error))
-        elif l.end == END_KEEPALIVE:
-            seconds = l.mux.limits.keepalive_timeout / 1e9
+        elif ln.end == END_ERRNO:
+            error = ConnectionClosed(ln.error, os.strerror(ln.error))
+        elif ln.end == END_KEEPALIVE:
+            seconds = ln.mux.limits.keepalive_timeout / 1e9
             error = ConnectionClosed(f"the peer answered no keepalive ping within {seconds:g} s")
-        elif l.end == END_MEMORY:
+        elif ln.end == END_MEMORY:
             error = MemoryError("no memory for the connection's buffers")
-        elif l.mux.goaway_received and l.mux.goaway_code:
-            why = GOAWAY_REASONS.get(l.mux.goaway_code, f"code {l.mux.goaway_code}")
+        elif ln.mux.goaway_received and ln.mux.goaway_code:
+            why = GOAWAY_REASONS.get(ln.mux.goaway_code, f"code {ln.mux.goaway_code}")
             error = ConnectionClosed(f"the peer ended the connection: {why}")
-        elif l.end == END_TRUNCATED:
+        elif ln.end == END_TRUNCATED:
             error = ConnectionClosed("the peer closed the connection in the middle of a frame")
         else:
             error = ConnectionClosed("the peer closed the connection")
@@ -283,13 +284,14 @@ cdef class Link:
 
     cdef int collect(self, unsigned int events, list batch, list last) except -1:
         """Turn what the pass noted into calls. Runs with the GIL, outside the engine."""
-        cdef link* l = self.l
+        cdef link* ln = self.ln
         cdef stream* s
         cdef LinkStream wrapper
+        cdef int64_t rtts[PINGS]
         cdef int i
         while events & MUX_ACCEPT:
             enter(self.c)
-            s = mux_accepted(&l.mux)
+            s = mux_accepted(&ln.mux)
             if s != NULL:
                 s.node.held = 1
             leave(self.c)
@@ -300,12 +302,17 @@ cdef class Link:
             if self.on_stream is not None:
                 batch.append((self.on_stream, wrapper))
         if events & MUX_PONG:
+            enter(self.c)
             for i in range(PINGS):
-                if l.mux.pings[i].rtt:
-                    batch.append((self.pings.pop(i, None), l.mux.pings[i].rtt))
-                    l.mux.pings[i].sent = l.mux.pings[i].rtt = 0
+                rtts[i] = ln.mux.pings[i].rtt
+                if rtts[i]:
+                    ln.mux.pings[i].sent = ln.mux.pings[i].rtt = 0
+            leave(self.c)
+            for i in range(PINGS):
+                if rtts[i]:
+                    batch.append((self.pings.pop(i, None), rtts[i]))
         if events & MUX_GOAWAY:
-            batch.append((self.on_goaway, l.mux.goaway_code))
+            batch.append((self.on_goaway, ln.mux.goaway_code))
         if events & MUX_OUTPUT:
             batch.append((self.on_output, None))
         if events & MUX_CLOSED:
@@ -313,7 +320,7 @@ cdef class Link:
                 last.append((callback, None))
             self.pings.clear()
             self.engine.links.discard(self)
-            error = self.error() if l.end != END_LOCAL else self.reason
+            error = self.error() if ln.end != END_LOCAL else self.reason
             last.append((self.on_close, error))
         return 0
 
@@ -325,6 +332,30 @@ cdef void adopt(LinkStream wrapper, Link owner, stream* s):
     core_ref(owner.c)
     s.node.held = 1
     s.node.owner = <void*>wrapper
+
+
+cdef enum:
+    FRAME_PARTIAL
+    FRAME_WHOLE
+    FRAME_TOO_LARGE
+    FRAME_BAD_PREFIX
+
+
+cdef int frame_state(stream* s, size_t limit, size_t* prefix, uint64_t* size) noexcept nogil:
+    """Look at the uvarint-delimited frame that stands at the front, and take nothing."""
+    cdef uint8_t head[UVARINT_MAX]
+    cdef size_t have = stream_copy(s, head, UVARINT_MAX)
+    cdef size_t i
+    for i in range(have):
+        size[0] |= <uint64_t>(head[i] & 0x7F) << (7 * i)
+        if size[0] > limit:
+            return FRAME_TOO_LARGE  # known before the prefix ends
+        if not head[i] & 0x80:
+            prefix[0] = i + 1
+            if i and head[i] == 0:
+                return FRAME_BAD_PREFIX
+            return FRAME_WHOLE if s.rx.size - prefix[0] >= size[0] else FRAME_PARTIAL
+    return FRAME_BAD_PREFIX if have == UVARINT_MAX else FRAME_PARTIAL
 
 
 cdef class LinkStream:
@@ -372,48 +403,39 @@ cdef class LinkStream:
             leave(self.c)
         if n:
             return data
-        if s.read_closed and not s.reset:
-            return b""
+        if s.read_closed and not s.reset_here:
+            return b""  # also if a reset followed
         self.check(s)
         return None
 
     def read_frame(self, Py_ssize_t limit):
         cdef stream* s = self.use_here()
-        cdef uint8_t prefix[UVARINT_MAX]
-        cdef size_t have
+        cdef size_t prefix = 0
         cdef uint64_t size = 0
-        cdef size_t i = 0
-        cdef bint whole = False
-        cdef bytes data
-        if not 0 < limit <= INITIAL_WINDOW - UVARINT_MAX:
-            raise UsageError(f"a frame limit from 1 to {INITIAL_WINDOW - UVARINT_MAX}, not {limit}")
-        have = stream_copy(s, prefix, UVARINT_MAX)
-        while i < have:
-            size |= <uint64_t>(prefix[i] & 0x7F) << (7 * i)
-            i += 1
-            if not prefix[i - 1] & 0x80:
-                whole = True
-                break
-        if whole and i > 1 and prefix[i - 1] == 0:
-            raise DecodeError("a length prefix that is not minimal")
-        if not whole and i == UVARINT_MAX:
-            raise DecodeError(f"a length prefix of more than {UVARINT_MAX} bytes")
-        if size > <uint64_t>limit:  # known before the prefix ends
-            raise FrameTooLarge(size, limit)
-        if not whole or s.rx.size - i < size:
-            if s.read_closed and not s.reset:
-                raise StreamClosed(f"stream {s.id} ended {'before' if s.rx.size == 0 else 'within'} a frame")
-            self.check(s)
-            return None
+        cdef int state
+        cdef bytes data = None
+        if not 0 < limit <= FRAME_MAX:
+            raise UsageError(f"a frame limit from 1 to {FRAME_MAX}, not {limit}")
         enter(self.c)
         try:
-            data = PyBytes_FromStringAndSize(NULL, size)
-            stream_skip(s, i)
-            stream_copy(s, <uint8_t*>PyBytes_AS_STRING(data), size)
-            stream_skip(s, size)
+            state = frame_state(s, limit, &prefix, &size)
+            if state == FRAME_WHOLE:
+                data = PyBytes_FromStringAndSize(NULL, size)
+                stream_skip(s, prefix)
+                stream_copy(s, <uint8_t*>PyBytes_AS_STRING(data), size)
+                stream_skip(s, size)
         finally:
             leave(self.c)
-        return data
+        if state == FRAME_WHOLE:
+            return data
+        if state == FRAME_TOO_LARGE:
+            raise FrameTooLarge(size, limit)
+        if state == FRAME_BAD_PREFIX:
+            raise DecodeError("a length prefix that is not minimal, or longer than 9 bytes")
+        if s.read_closed and not s.reset_here:
+            raise StreamClosed(f"stream {s.id} ended {'before' if s.rx.size == 0 else 'within'} a frame")
+        self.check(s)
+        return None
 
     def write(self, data):
         cdef stream* s = self.use_here()
@@ -442,9 +464,9 @@ cdef class LinkStream:
     def reset(self):
         cdef stream* s = self.use()
         enter(self.c)
+        s.reset_here |= s.in_table
         stream_reset(s)
-        if s.hooks == NULL:
-            stream_discard(s)
+        stream_discard(s)
         leave(self.c)
 
     def discard(self):

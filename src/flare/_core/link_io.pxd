@@ -58,10 +58,10 @@ cdef struct link:
     uint64_t bytes_out
 
 cdef link* link_new(core* c, int fd, bint initiator, int kind) noexcept nogil
-cdef void link_start(link* l) noexcept nogil  # limits are set: watch the descriptor, start keepalive
-cdef void link_read(link* l, size_t quantum) noexcept nogil
-cdef void link_feed(link* l, const uint8_t* data, size_t n) noexcept nogil
-cdef void link_writable(link* l) noexcept nogil
-cdef void link_close(link* l, uint32_t code) noexcept nogil
-cdef void link_abort(link* l) noexcept nogil
-cdef void link_die(link* l, int end, int error) noexcept nogil
+cdef void link_start(link* ln) noexcept nogil  # limits are set: watch the descriptor, start keepalive
+cdef void link_read(link* ln, size_t quantum) noexcept nogil
+cdef void link_feed(link* ln, const uint8_t* data, size_t n) noexcept nogil
+cdef void link_writable(link* ln) noexcept nogil
+cdef void link_close(link* ln, uint32_t code) noexcept nogil
+cdef void link_abort(link* ln) noexcept nogil
+cdef void link_die(link* ln, int end, int error) noexcept nogil

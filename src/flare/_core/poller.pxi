@@ -1,7 +1,8 @@
-# The only use of epoll, timerfd and eventfd. Where there is no epoll, poll or kqueue stands in behind the same five functions.
-# It is included by engine.pyx.
+# The only use of epoll, timerfd and eventfd. Where there is no epoll, poll or kqueue stands in behind the
+# same five functions. It is included by engine.pyx.
 
 from libc.errno cimport errno
+from libc.limits cimport INT_MAX
 from posix.time cimport CLOCK_MONOTONIC, itimerspec
 from posix.unistd cimport close, read
 
@@ -51,7 +52,10 @@ cdef int poller_open(core* c) noexcept nogil:
     c.watch = poller_watch
     if c.poll_fd < 0 or c.timer_fd < 0 or c.wake_fd < 0:
         return errno
-    return poller_watch(c, c.timer_fd, &c.timer_fd, 0, WATCH_READ) or poller_watch(c, c.wake_fd, &c.wake_fd, 0, WATCH_READ)
+    return (
+        poller_watch(c, c.timer_fd, &c.timer_fd, 0, WATCH_READ)
+        or poller_watch(c, c.wake_fd, &c.wake_fd, 0, WATCH_READ)
+    )
 
 
 cdef void poller_close(core* c) noexcept nogil:
@@ -89,13 +93,16 @@ cdef void poller_arm(core* c, int64_t deadline) noexcept nogil:
 
 
 cdef int poller_wait(core* c, polled* out, int64_t timeout) noexcept nogil:
-    """Up to POLLED links that are ready, and what for; waits no longer than `timeout` nanoseconds, below 0 for ever."""
+    """Up to POLLED ready links and what for; waits no longer than `timeout` ns, below 0 for ever."""
     cdef epoll_event events[POLLED]
     cdef uint64_t ignored
     cdef int count = 0
+    cdef int milliseconds = -1
+    cdef int n
     cdef int i
-    cdef int n = epoll_wait(c.poll_fd, events, POLLED, <int>min(timeout // 1000000 + (timeout % 1000000 > 0), <int64_t>1 << 30)
-                            if timeout >= 0 else -1)
+    if timeout >= 0:
+        milliseconds = <int>min((timeout + 999999) // 1000000, <int64_t>INT_MAX)
+    n = epoll_wait(c.poll_fd, events, POLLED, milliseconds)
     for i in range(n):
         if events[i].data.ptr == &c.timer_fd:
             read(c.timer_fd, &ignored, 8)

@@ -1,5 +1,5 @@
-# Records: what a link's bytes are wrapped in. Frames are appended to an open record in the output buffer, which is sealed in
-# place when it is full or when the link flushes.
+# Records: what a link's bytes are wrapped in. Frames are appended to an open record in the output buffer,
+# which is sealed in place when it is full or when the link flushes.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -29,7 +29,8 @@ cdef struct outbox:
     size_t start  # first byte not sent
     size_t end
     size_t record  # where the open record begins; NOWHERE: none is open
-    size_t frame  # header of the last DATA frame, while its record is open and nothing follows it; else NOWHERE
+    # header of the last DATA frame, while its record is open and nothing follows it; else NOWHERE
+    size_t frame
     uint32_t frame_stream
     uint8_t kind
     int error  # a record_error that sticks: the link is over
@@ -52,7 +53,8 @@ cdef class RecordKeys:
 
 # Room left in the open record, or in a new one when none is open.
 cdef size_t out_room(const outbox* o) noexcept nogil
-# n bytes in one record, to be filled by the caller; NULL: no memory, and o.error is set. n <= RECORD_PLAINTEXT.
+# n bytes in one record, to be filled by the caller; NULL: no memory, and o.error is set. n <=
+# RECORD_PLAINTEXT.
 cdef uint8_t* out_take(core* c, outbox* o, size_t n) noexcept nogil
 # Seals the open record.
 cdef void out_finish(outbox* o) noexcept nogil

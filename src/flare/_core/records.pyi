@@ -9,9 +9,11 @@ class PlainRecords(RecordKeys):
     def __init__(self) -> None: ...
 
 class NoiseRecords(RecordKeys):
-    """Noise transport messages (noise/README.md, "Wire Format"): keys of 32 bytes, and the nonces they stand at.
+    """Noise transport messages (noise/README.md, "Wire Format"): 32-byte keys and the nonces they stand at.
 
     Raises InvalidKey for a key of another size.
     """
 
-    def __init__(self, send_key: Buffer, recv_key: Buffer, send_nonce: int = 0, recv_nonce: int = 0) -> None: ...
+    def __init__(
+        self, send_key: Buffer, recv_key: Buffer, send_nonce: int = 0, recv_nonce: int = 0
+    ) -> None: ...

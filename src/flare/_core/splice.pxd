@@ -25,6 +25,7 @@ cdef struct splice_pair:
     core* core
     timer timer
     way ways[2]
+    int ending  # a side is gone with its last bytes still waiting here: the reason to end with, then
     int reason  # 0: still going
 
 

@@ -36,9 +36,10 @@ def splice(
     deadline_ns: int = 0,
     on_done: Callable[[SpliceResult], object] | None,
 ) -> Splice:
-    """Join two streams of one engine until both directions end (circuit-v2.md): bytes that wait in them go first.
+    """Join two streams of one engine until both directions end (circuit-v2.md); bytes that wait go first.
 
-    Limits are bytes (0: none); the byte after the last one allowed resets both streams, as does the deadline, in monotonic
-    nanoseconds. Meanwhile the streams cannot be read or written and have no events. Raises UsageError for streams of two
-    engines or closed for writing, StreamReset and ConnectionClosed for dead ones.
+    Limits are bytes (0: none); the byte after the last one allowed resets both streams, as does the deadline,
+    in monotonic nanoseconds. Meanwhile the streams cannot be read or written and have no events. Raises
+    UsageError for streams of two engines or closed for writing, StreamReset and ConnectionClosed for dead
+    ones.
     """

@@ -1,15 +1,28 @@
-"""Relay copying (circuit-v2.md): a stream of one link joined to a stream of another, with limits and a deadline.
+"""Relay copying (circuit-v2.md): a stream of one link joined to a stream of another, with limits and a
+deadline.
 
-What arrives on one side is framed and encrypted straight into the other link's output buffer. What finds no room there waits
-in the receiving stream, whose peer gets no new credit for it: back-pressure runs from end to end.
+What arrives on one side is framed and encrypted straight into the other link's output buffer. What finds no
+room there waits in the receiving stream, whose peer gets no new credit for it: back-pressure runs from end to
+end.
 """
 
 from typing import NamedTuple
 
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport calloc, free
 
-from flare._core.core cimport bury, core, core_ref, disown, enter, leave, node, node_ops, notify, timer_clear, timer_set
+from flare._core.core cimport (
+    bury,
+    core_ref,
+    disown,
+    enter,
+    leave,
+    node,
+    node_ops,
+    notify,
+    timer_clear,
+    timer_set,
+)
 from flare._core.link cimport LinkStream
 from flare._core.yamux cimport (
     stream,
@@ -63,7 +76,9 @@ cdef void pump(splice_pair* p, way* w) noexcept nogil:
     if p.reason == 0 and w.source.read_closed and not w.fin:
         w.fin = 1
         stream_close_write(w.target)
-        if p.ways[0].fin and p.ways[1].fin:
+        if p.ending:
+            finish(p, p.ending)
+        elif p.ways[0].fin and p.ways[1].fin:
             finish(p, DONE_CLOSED)
 
 
@@ -97,7 +112,15 @@ cdef void on_writable(stream* s) noexcept nogil:
 
 
 cdef void on_ended(stream* s) noexcept nogil:
-    finish(<splice_pair*>s.hooked, DONE_LINK if s.lost else DONE_RESET)
+    cdef splice_pair* p = <splice_pair*>s.hooked
+    cdef way* w = from_source(s)
+    cdef int reason = DONE_LINK if s.lost else DONE_RESET
+    if p.ending or not s.read_closed or w.fin or not w.target.in_table:
+        finish(p, reason)
+        return
+    # it had half-closed before: the other side gets all of it
+    p.ending = reason
+    pump(p, w)
 
 
 cdef stream_hooks hooks
@@ -190,7 +213,9 @@ cdef class Splice:
         return 0
 
 
-def splice(LinkStream a not None, LinkStream b not None, *, limit_a_to_b=0, limit_b_to_a=0, deadline_ns=0, on_done):
+def splice(
+    LinkStream a not None, LinkStream b not None, *, limit_a_to_b=0, limit_b_to_a=0, deadline_ns=0, on_done
+):
     cdef stream* sa = a.use_here()
     cdef stream* sb = b.use_here()
     cdef splice_pair* p

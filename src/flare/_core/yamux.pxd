@@ -1,15 +1,17 @@
-# yamux: frames, windows, the table of streams (specs/yamux/README.md). It reads decrypted bytes and writes frames into the
-# output buffer of its link; it knows no socket.
+# yamux: frames, windows, the table of streams (specs/yamux/README.md). It reads decrypted bytes and writes
+# frames into the output buffer of its link; it knows no socket.
 #
 # What a stream holds
 #   rx       bytes received and not yet read, at most `window` of them
 #   credit   bytes the peer may still send: window = credit + rx.size + what was read and not yet given back
-# There is no send buffer per stream: stream_write() copies into the link's output buffer what the peer's window, the link's
-# room and the stream's turn allow. A stream that finds no room waits its turn in the mux's queue, control streams first.
+# There is no send buffer per stream: stream_write() copies into the link's output buffer what the peer's
+# window, the link's room and the stream's turn allow. A stream that finds no room waits its turn in the mux's
+# queue, control streams first.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from flare._core.core cimport core, node
+from flare._core.queue cimport queue
 from flare._core.records cimport outbox
 
 cdef enum:
@@ -64,17 +66,6 @@ cdef enum mux_event:
     MUX_PONG = 8
     MUX_OUTPUT = 16
 
-cdef struct chunk:
-    chunk* next
-    uint32_t start
-    uint32_t end
-    uint32_t cap
-
-cdef struct queue:
-    chunk* head
-    chunk* tail
-    size_t size
-
 # What a splice hangs into a stream in place of events for Python. Any of them may end any stream or link.
 cdef struct stream_hooks:
     int (*data)(stream* s, const uint8_t* data, size_t n) noexcept nogil  # -1: no memory
@@ -108,6 +99,7 @@ cdef struct stream:
     uint8_t read_closed  # FIN received
     uint8_t write_closed  # FIN sent
     uint8_t reset  # by either side
+    uint8_t reset_here
     uint8_t lost  # the link is gone
     uint8_t discards  # what arrives is dropped
     uint8_t awaits_accept
@@ -152,6 +144,8 @@ cdef struct mux:
     uint32_t refused
     uint64_t next_id
     uint32_t peer_id  # the largest it opened
+    uint64_t reserved_pass
+    size_t reserved  # in that pass: room that was promised to streams of Python's, which write after it
     uint64_t window_total
     uint64_t buffered  # bytes in all rx queues
     stream* wait_head[2]  # [0] control, [1] the others
@@ -168,9 +162,11 @@ cdef struct mux:
     int violation
 
 cdef void mux_init(mux* m, core* c, bint initiator) noexcept nogil
-cdef int mux_input(mux* m, const uint8_t* data, size_t n) noexcept nogil  # -1: m.violation, or the link ended meanwhile
+# -1: m.violation, or the link ended meanwhile
+cdef int mux_input(mux* m, const uint8_t* data, size_t n) noexcept nogil
 cdef stream* mux_open(mux* m) noexcept nogil  # NULL: no memory. The caller checked that it may.
-cdef stream* mux_accepted(mux* m) noexcept nogil  # the next inbound stream that Python has not seen; NULL: none
+# the next inbound stream that Python has not seen; NULL: none
+cdef stream* mux_accepted(mux* m) noexcept nogil
 cdef void mux_goaway(mux* m, uint32_t code) noexcept nogil
 cdef int mux_ping(mux* m, ping_slot* slot) noexcept nogil
 # Ends every stream; the link calls it once.
@@ -182,7 +178,8 @@ cdef bint mux_waiting(const mux* m) noexcept nogil
 cdef size_t stream_write(stream* s, const uint8_t* data, size_t n) noexcept nogil  # how many were taken
 cdef size_t stream_peek(stream* s, const uint8_t** data) noexcept nogil  # the first contiguous bytes of rx
 cdef void stream_skip(stream* s, size_t n) noexcept nogil  # drops n bytes of rx, and gives credit
-cdef size_t stream_copy(stream* s, uint8_t* out, size_t n) noexcept nogil  # copies up to n bytes and keeps them
+# copies up to n bytes and keeps them
+cdef size_t stream_copy(stream* s, uint8_t* out, size_t n) noexcept nogil
 cdef int stream_store(stream* s, const uint8_t* data, size_t n) noexcept nogil  # appends to rx; -1: no memory
 cdef void stream_credit(stream* s) noexcept nogil  # after bytes went past rx
 cdef void stream_close_write(stream* s) noexcept nogil

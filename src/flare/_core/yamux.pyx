@@ -1,14 +1,13 @@
-"""yamux, the stream multiplexer (specs/yamux/README.md): frames, windows, the table of streams. See yamux.pxd."""
+"""yamux, the stream multiplexer (specs/yamux/README.md): frames, windows, streams. See yamux.pxd."""
 
-from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
 
 from flare._core.core cimport bury, node, node_ops, notify, set_dirty
+from flare._core.queue cimport queue_clear, queue_copy, queue_peek, queue_push, queue_skip
 from flare._core.records cimport NOWHERE, out_finish, out_room, out_take
 
 cdef enum:
-    CHUNK_MIN = 1024
-    CHUNK_MAX = 64 * 1024
     WORTHWHILE = 256  # no smaller piece of data is squeezed into the end of a record
 
 
@@ -34,65 +33,11 @@ cdef inline void put_header(uint8_t* p, int type, int flags, uint32_t id, uint32
     put32(p + 8, length)
 
 
-# Received bytes of a stream
-
-cdef int queue_push(queue* q, const uint8_t* data, size_t n) noexcept nogil:
-    cdef chunk* c
-    cdef size_t take
-    cdef size_t cap
-    while n:
-        c = q.tail
-        if c == NULL or c.end == c.cap:
-            # doubles with the queue, so that trickles stay small and floods take few allocations
-            cap = max(max(q.size, min(n, <size_t>CHUNK_MAX)), <size_t>CHUNK_MIN)
-            cap = min(cap, <size_t>CHUNK_MAX)
-            c = <chunk*>malloc(sizeof(chunk) + cap)
-            if c == NULL:
-                return -1
-            c.next = NULL
-            c.start = c.end = 0
-            c.cap = <uint32_t>cap
-            if q.tail == NULL:
-                q.head = c
-            else:
-                q.tail.next = c
-            q.tail = c
-        take = min(n, <size_t>(c.cap - c.end))
-        memcpy(<uint8_t*>(c + 1) + c.end, data, take)
-        c.end += <uint32_t>take
-        q.size += take
-        data += take
-        n -= take
-    return 0
-
-
-cdef void queue_skip(queue* q, size_t n) noexcept nogil:
-    cdef chunk* c
-    cdef size_t take
-    while n:
-        c = q.head
-        take = min(n, <size_t>(c.end - c.start))
-        c.start += <uint32_t>take
-        q.size -= take
-        n -= take
-        if c.start == c.end:
-            q.head = c.next
-            if q.head == NULL:
-                q.tail = NULL
-            free(c)
-
-
-cdef size_t queue_clear(queue* q) noexcept nogil:
-    cdef size_t n = q.size
-    queue_skip(q, n)
-    return n
-
-
 # The table of streams
 
 cdef inline stream** bucket(mux* m, uint32_t id) noexcept nogil:
     # ids of one side are 2 apart
-    return &m.table[((id >> 1) * 2 + (id & 1)) & (m.table_size - 1)]
+    return &m.table[(id >> 1) & (m.table_size - 1)]
 
 
 cdef stream* find(mux* m, uint32_t id) noexcept nogil:
@@ -245,7 +190,7 @@ cdef inline int due_flags(stream* s) noexcept nogil:
 
 
 cdef void put_data(mux* m, stream* s, const uint8_t* data, size_t n) noexcept nogil:
-    """DATA frames that never cross a record; the record's last one is made longer where it is this stream's."""
+    """DATA frames that cross no record; the record's last one is made longer where it is this stream's."""
     cdef outbox* o = &m.out
     cdef uint8_t* p
     cdef size_t frame
@@ -331,12 +276,20 @@ cdef void wait_remove(stream* s) noexcept nogil:
 
 cdef void mux_serve(mux* m) noexcept nogil:
     cdef stream* s
+    if m.reserved_pass != m.core.counters.passes:
+        m.reserved_pass = m.core.counters.passes
+        m.reserved = 0
     while not m.dead and not m.blocked:
         s = m.wait_head[0] if m.wait_head[0] != NULL else m.wait_head[1]
         if s == NULL or room_of(m, s.control) == 0:
             return
+        if room_of(m, s.control) <= m.reserved:
+            set_dirty(m.core, &m.node)  # in the next pass, if those before it do not write
+            return
         wait_remove(s)
         s.allowance = TURN
+        if s.hooks == NULL:
+            m.reserved += TURN
         resume(s)
 
 
@@ -348,6 +301,15 @@ cdef void resume(stream* s) noexcept nogil:
         notify(s.mux.core, &s.node, WRITABLE)
 
 
+cdef inline bint contested(const mux* m, bint control) noexcept nogil:
+    """Whether somebody else has, or waits for, the next turn."""
+    if m.wait_head[0] != NULL:
+        return True
+    return not control and (
+        m.wait_head[1] != NULL or (m.reserved > 0 and m.reserved_pass == m.core.counters.passes)
+    )
+
+
 cdef size_t stream_write(stream* s, const uint8_t* data, size_t n) noexcept nogil:
     cdef mux* m = s.mux
     cdef size_t total = 0
@@ -356,7 +318,7 @@ cdef size_t stream_write(stream* s, const uint8_t* data, size_t n) noexcept nogi
         if s.send_window == 0:
             s.wants_write = 1
             break
-        if s.allowance == 0 and (m.wait_head[0] if s.control else m.wait_head[1]) != NULL:
+        if s.allowance == 0 and contested(m, s.control):
             s.wants_write = 1
             wait_push(s)
             break
@@ -372,6 +334,8 @@ cdef size_t stream_write(stream* s, const uint8_t* data, size_t n) noexcept nogi
         if s.allowance:
             take = min(take, <size_t>s.allowance)
             s.allowance -= <uint32_t>take
+            if s.hooks == NULL:
+                m.reserved -= min(take, m.reserved)
         put_data(m, s, data, take)
         if m.out.error:
             break
@@ -405,23 +369,11 @@ cdef stream* mux_accepted(mux* m) noexcept nogil:
 
 
 cdef size_t stream_peek(stream* s, const uint8_t** data) noexcept nogil:
-    cdef chunk* c = s.rx.head
-    if c == NULL:
-        return 0
-    data[0] = <const uint8_t*>(c + 1) + c.start
-    return c.end - c.start
+    return queue_peek(&s.rx, data)
 
 
 cdef size_t stream_copy(stream* s, uint8_t* out, size_t n) noexcept nogil:
-    cdef chunk* c = s.rx.head
-    cdef size_t total = 0
-    cdef size_t take
-    while c != NULL and total < n:
-        take = min(n - total, <size_t>(c.end - c.start))
-        memcpy(out + total, <const uint8_t*>(c + 1) + c.start, take)
-        total += take
-        c = c.next
-    return total
+    return queue_copy(&s.rx, out, n)
 
 
 cdef void stream_skip(stream* s, size_t n) noexcept nogil:
@@ -449,8 +401,14 @@ cdef void stream_credit(stream* s) noexcept nogil:
     if owed < s.window >> 1 or s.read_closed or s.discards or not s.in_table:
         return
     if m.rtt_at == 0 or m.core.now - m.rtt_at > <int64_t>RTT_FRESH:
+        if m.own_ping.sent and m.core.now - m.own_ping.sent > <int64_t>RTT_FRESH:
+            m.own_ping.sent = 0  # never answered: the peer may drop some
         mux_ping(m, &m.own_ping)
-    elif m.core.now - s.epoch < 4 * m.rtt and s.window < m.limits.max_window and m.window_total < m.limits.max_receive:
+    elif (
+        m.core.now - s.epoch < 4 * m.rtt
+        and s.window < m.limits.max_window
+        and m.window_total < m.limits.max_receive
+    ):
         more = min(<uint64_t>s.window, <uint64_t>(m.limits.max_window - s.window))
         more = min(more, m.limits.max_receive - m.window_total)
         s.window += <uint32_t>more
@@ -541,182 +499,4 @@ cdef void mux_end(mux* m) noexcept nogil:
     m.table_size = 0
 
 
-# Frames in
-
-cdef inline int violate(mux* m, int what) noexcept nogil:
-    m.violation = what
-    return -1
-
-
-cdef int mux_input(mux* m, const uint8_t* data, size_t n) noexcept nogil:
-    cdef size_t take
-    cdef const uint8_t* header
-    while n:
-        if m.left:
-            take = min(n, <size_t>m.left)
-            m.left -= <uint32_t>take
-            if m.cur != NULL and on_payload(m.cur, data, take) < 0:
-                return violate(m, OUT_OF_MEMORY)
-            if m.left == 0 and m.cur != NULL and m.cur_fin:
-                on_fin(m.cur)
-        else:
-            take = min(n, <size_t>(HEADER - m.header_n))
-            if take == HEADER:
-                header = data
-            else:
-                memcpy(m.header + m.header_n, data, take)
-                m.header_n += <uint8_t>take
-                if m.header_n < HEADER:
-                    return 0
-                m.header_n = 0
-                header = m.header
-            if on_header(m, header) < 0:
-                return -1
-        if m.dead:
-            return -1
-        data += take
-        n -= take
-    return 0
-
-
-cdef int on_header(mux* m, const uint8_t* h) noexcept nogil:
-    cdef int flags = <int>h[2] << 8 | h[3]
-    cdef uint32_t id = get32(h + 4)
-    cdef uint32_t length = get32(h + 8)
-    if h[0] != 0:
-        return violate(m, BAD_VERSION)
-    if flags > 15:
-        return violate(m, BAD_FLAGS)
-    if h[1] == TYPE_DATA or h[1] == TYPE_WINDOW:
-        if id == 0:
-            return violate(m, BAD_STREAM_ZERO)
-        return on_stream_frame(m, h[1], flags, id, length)
-    if h[1] == TYPE_PING or h[1] == TYPE_GOAWAY:
-        if id != 0:
-            return violate(m, BAD_SESSION_ID)
-        if h[1] == TYPE_PING:
-            on_ping(m, flags, length)
-        else:
-            m.goaway_received = 1
-            m.goaway_code = length
-            notify(m.core, &m.node, MUX_GOAWAY)
-        return 0
-    return violate(m, BAD_TYPE)
-
-
-cdef int on_stream_frame(mux* m, int type, int flags, uint32_t id, uint32_t length) noexcept nogil:
-    cdef stream* s = find(m, id)
-    cdef bint theirs = (id & 1) != m.initiator
-    cdef uint32_t payload = length if type == TYPE_DATA else 0
-    if flags & FLAG_SYN:
-        if not theirs:
-            return violate(m, BAD_PARITY)
-        if s != NULL:
-            return violate(m, BAD_SYN_REUSE)
-        if payload > INITIAL_WINDOW:
-            return violate(m, BAD_WINDOW)
-        m.peer_id = max(m.peer_id, id)
-        s = on_syn(m, id)
-    elif s == NULL and (id > m.peer_id if theirs else id >= m.next_id):
-        return violate(m, BAD_UNKNOWN)
-    m.cur = s
-    m.cur_fin = 0
-    m.left = payload
-    if s == NULL:
-        # gone, here or on its way: what was in flight is dropped, up to what a window can hold
-        return violate(m, BAD_WINDOW) if payload > m.limits.max_window else 0
-    if flags & FLAG_ACK and not s.inbound:
-        acked(s)
-    if flags & FLAG_RST:
-        ended(s)  # and m.cur is NULL: a payload is dropped
-        return 0
-    if type == TYPE_WINDOW:
-        if s.send_window + length > <uint64_t>0xFFFFFFFF:
-            return violate(m, BAD_CREDIT)
-        s.send_window += length
-        if length and s.wants_write and not s.in_wait:
-            resume(s)
-    elif payload > s.credit:
-        return violate(m, BAD_WINDOW)
-    elif payload and s.read_closed:
-        stream_reset(s)  # data after a FIN costs the stream
-        return 0
-    if flags & FLAG_FIN and m.cur == s:
-        if payload:
-            m.cur_fin = 1
-        else:
-            on_fin(s)
-    return 0
-
-
-cdef stream* on_syn(mux* m, uint32_t id) noexcept nogil:
-    cdef stream* s = NULL
-    if not m.goaway_sent and m.inbound < m.limits.max_streams and m.unacked[1] < m.limits.backlog:
-        s = stream_new(m, id, True)
-    if s == NULL:
-        m.refused += 1
-        put_frame(m, TYPE_WINDOW, FLAG_RST, id, 0)
-        return NULL
-    s.awaits_accept = 1
-    if m.accept_tail == NULL:
-        m.accept_head = s
-    else:
-        m.accept_tail.accept_next = s
-    m.accept_tail = s
-    notify(m.core, &m.node, MUX_ACCEPT)
-    return s
-
-
-cdef int on_payload(stream* s, const uint8_t* data, size_t n) noexcept nogil:
-    s.credit -= <uint32_t>n
-    if s.discards:
-        return 0
-    if s.hooks != NULL:
-        return s.hooks.data(s, data, n)
-    if stream_store(s, data, n) < 0:
-        return -1
-    notify(s.mux.core, &s.node, READABLE)
-    return 0
-
-
-cdef void on_fin(stream* s) noexcept nogil:
-    if s.read_closed:
-        return
-    s.read_closed = 1
-    if s.write_closed:
-        unlink(s)
-    if s.hooks != NULL:
-        s.hooks.fin(s)
-    elif not s.discards:
-        notify(s.mux.core, &s.node, READABLE)
-
-
-cdef void on_ping(mux* m, int flags, uint32_t value) noexcept nogil:
-    cdef int i
-    cdef int64_t now = m.core.now
-    if flags & FLAG_SYN:
-        # as much as 64 at once and 100 a second; a flood of pings is answered in part
-        m.pong_time = max(m.pong_time, now - PONG_BURST * <int64_t>PONG_INTERVAL)
-        if m.pong_time + PONG_INTERVAL <= now:
-            m.pong_time += PONG_INTERVAL
-            put_frame(m, TYPE_PING, FLAG_ACK, 0, value)
-        return
-    if m.own_ping.sent and m.own_ping.id == value:
-        measured(m, now - m.own_ping.sent)
-        m.own_ping.sent = 0
-        return
-    for i in range(PINGS):
-        if m.pings[i].sent and m.pings[i].id == value and m.pings[i].rtt == 0:
-            m.pings[i].rtt = max(now - m.pings[i].sent, <int64_t>1)
-            measured(m, m.pings[i].rtt)
-            notify(m.core, &m.node, MUX_PONG)
-            return
-
-
-cdef void measured(mux* m, int64_t rtt) noexcept nogil:
-    # the smallest of late: what is above it is our own queueing, which must not open windows
-    if m.rtt_at == 0 or rtt < m.rtt:
-        m.rtt = rtt
-    else:
-        m.rtt += (rtt - m.rtt) >> 3
-    m.rtt_at = m.core.now
+include "yamux_in.pxi"
