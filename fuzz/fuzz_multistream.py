@@ -43,11 +43,8 @@ class Recording(BufferedChannel):
         return self.leftover() + self._data
 
 
-_runner = asyncio.Runner()
-
-
 def fuzz(data: bytes) -> None:
-    _runner.run(_fuzz(data))
+    asyncio.run(_fuzz(data))
 
 
 async def _fuzz(data: bytes) -> None:

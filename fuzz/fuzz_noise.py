@@ -42,16 +42,13 @@ class Recording(BufferedChannel):
         """Nobody listens."""
 
 
-_runner = asyncio.Runner()
-
-
 def fuzz(data: bytes) -> None:
     with contextlib.suppress(ProtocolViolation):
         peer, key, muxers = noise._authenticate(data, _STATIC, None)
         assert peer in _PEERS, "a static key that nobody signed"
         assert key.peer_id == peer
         assert len(muxers) <= noise.MAX_MUXERS
-    _runner.run(_messages(data))
+    asyncio.run(_messages(data))
 
 
 async def _messages(data: bytes) -> None:

@@ -13,9 +13,7 @@ _RECEIVE: Final = 16 * 1024  # bytes asked of the socket at once; a handshake is
 
 
 class Channel(Protocol):
-    """A byte stream that is awaited. A cancelled read loses no bytes; nothing is read past what was asked
-    for.
-    """
+    """A byte stream that is awaited. A cancelled read loses no bytes; no read takes more than it gives."""
 
     async def read(self, max_bytes: int) -> bytes:
         """What has come, 1 to `max_bytes`; b"" at the end."""
@@ -98,9 +96,7 @@ class BufferedChannel:
 
 
 class SocketChannel(BufferedChannel):
-    """A channel over a connected non-blocking socket, which it does not own. `peer` names the other side in
-    errors.
-    """
+    """A channel over a connected non-blocking socket, which it does not own; `peer` is for errors."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, sock: socket.socket, peer: object = "the peer"

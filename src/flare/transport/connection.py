@@ -39,16 +39,15 @@ StreamHandler = Callable[[Stream], Awaitable[None]]
 
 
 class StreamHandlers:
-    """Who answers inbound streams, by protocol. It is looked at for each stream, so that it may change at any
-    time.
-    """
+    """Who answers inbound streams, by protocol. It is asked for each stream, so it may change at any time."""
 
     def __init__(self) -> None:
         self._handlers: dict[str, tuple[StreamHandler, bool]] = {}
 
     def add(self, protocol: str, handler: StreamHandler, *, allow_limited: bool = False) -> None:
-        """Let `handler` answer `protocol`; over limited connections too with `allow_limited`. UsageError when
-        it is taken.
+        """Let `handler` answer `protocol`, with `allow_limited` also over limited connections.
+
+        UsageError when the protocol has a handler, or cannot be a name.
         """
         if protocol in self._handlers:
             raise UsageError(f"{protocol} has a handler")
@@ -60,9 +59,7 @@ class StreamHandlers:
         self._handlers.pop(protocol, None)
 
     def find(self, protocol: str, *, limited: bool) -> StreamHandler | None:
-        """The handler of `protocol`, if there is one that may be had over a connection that is `limited` or
-        not.
-        """
+        """The handler of `protocol`; None without one, or when the connection is `limited` and it may not."""
         handler, allow_limited = self._handlers.get(protocol, (None, False))
         return handler if allow_limited or not limited else None
 
@@ -79,9 +76,7 @@ class Upgrader(Protocol):
 
 
 class Connection:
-    """A connection that is up. It is closed by `close` or `abort` here, or by the peer; then `closed` is
-    true.
-    """
+    """A connection that is up, until `close` or `abort` here, or the peer, ends it: then `closed` is true."""
 
     def __init__(
         self,
@@ -152,7 +147,7 @@ class Connection:
         return [stream for stream in self._streams if not stream.finished]
 
     def serve(self, handlers: StreamHandlers) -> None:
-        """Let `handlers` answer the peer's streams; those that came before, with the handshake, waited for it."""
+        """Let `handlers` answer the peer's streams, also those that came with the handshake and waited."""
         self._handlers = handlers
         waiting, self._unserved = self._unserved, []
         for core in waiting:
@@ -170,8 +165,7 @@ class Connection:
     def open_stream(
         self, *protocols: str, allow_limited: bool = False, lazy: bool = False, timeout: float | None = None
     ) -> Opening:
-        """A stream that speaks the first of `protocols` that the peer takes: await it, or use it in `async
-        with`.
+        """A stream for the first of `protocols` that the peer takes: await it, or use it in `async with`.
 
         Once a direct connection has taken the place of this relayed one (`direct`), streams open on that.
         `lazy`, with one protocol: do not wait for the peer's answer; its refusal comes from the first read.
@@ -266,8 +260,7 @@ class Connection:
         return {"peer": str(self.remote_peer), "connection": repr(self), "protocol": stream.protocol}
 
     async def direct(self, timeout: float = 30.0) -> Connection:
-        """A direct connection to the same peer: this one, or what hole punching makes within `timeout`
-        seconds.
+        """A direct connection to the peer: this one, or what hole punching makes in `timeout` seconds.
 
         PunchFailed says why there is none. Streams opened on this connection from then on open on the direct
         one, and this one closes after PunchConfig.grace (DCUtR.md).

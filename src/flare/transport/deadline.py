@@ -1,6 +1,4 @@
-"""A named limit on a wait: `async with within(10, "the noise handshake")` raises TimedOut that says what took
-too long.
-"""
+"""Waits with a limit and a name: `async with within(10, "the handshake")` raises TimedOut that has both."""
 
 from __future__ import annotations
 

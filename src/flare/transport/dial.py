@@ -25,9 +25,7 @@ T = TypeVar("T")
 
 
 def rank(addrs: Iterable[Multiaddr]) -> list[Multiaddr]:
-    """Without duplicates, best first: private, public, relayed; within each, IPv6 and IPv4 in turn, low ports
-    first.
-    """
+    """Each once, best first: private, public, relayed; in each IPv6 and IPv4 in turn, low ports first."""
     groups: tuple[list[Multiaddr], ...] = ([], [], [])
     for addr in dict.fromkeys(addrs):
         groups[_group(addr)].append(addr)
@@ -57,8 +55,7 @@ async def dial_any(
     target: object = None,
     resolver: Resolver | None = None,
 ) -> T:
-    """Dial `addrs`, resolved and ranked, each a little after the one before or as soon as that failed; the
-    first wins.
+    """Dial `addrs`, resolved and ranked, each a little after the one before or when that failed: first wins.
 
     The others are cancelled and have ended when this returns or raises; one that had just connected is
     aborted. DialFailed lists every attempt. Errors that are not FlareError or OSError are bugs and come

@@ -90,9 +90,7 @@ def nameservers(path: Path = Path("/etc/resolv.conf")) -> list[tuple[str, int]]:
 
 
 def encode_question(name: str, query_id: int) -> bytes:
-    """A question for the TXT records of `name`, with an OPT record that offers MAX_UDP. UsageError for a bad
-    name.
-    """
+    """A question for the TXT records of `name`, offering MAX_UDP (OPT). UsageError for a bad name."""
     try:
         labels = [label.encode("ascii") for label in name.rstrip(".").split(".")]
     except UnicodeEncodeError:

@@ -112,8 +112,7 @@ class Answer:
 
 
 class Optimistic:
-    """A channel that proposes one protocol along with the first bytes written, and checks the answer at the
-    first read.
+    """A channel that proposes one protocol with the first bytes written, and checks the answer when read.
 
     It saves the round trip of `select` where there is nothing else to propose. ProtocolNotSupported comes
     from a read.

@@ -1,5 +1,4 @@
-"""The Noise handshake of libp2p, Noise_XX_25519_ChaChaPoly_SHA256 (specs/noise/README.md; Noise rev. 34,
-sections 5 and 7.5).
+"""The Noise handshake of libp2p, Noise_XX_25519_ChaChaPoly_SHA256 (noise/README.md; Noise rev. 34).
 
     -> e
     <- e, ee, s, es, payload

@@ -1,6 +1,4 @@
-"""Sockets: made for listening and for dialling from the same port, and the addresses that a wildcard stands
-for.
-"""
+"""Sockets that listen and dial on one port, and the addresses that a wildcard stands for."""
 
 from __future__ import annotations
 
@@ -81,9 +79,7 @@ _IfAddrs._fields_ = [
 
 
 def interface_addresses(version: int) -> list[IpAddress]:
-    """The addresses of the interfaces that are up, of IP `version` 4 or 6, without IPv6 link-local ones.
-    OSError.
-    """
+    """The addresses of the interfaces that are up, IP `version` 4 or 6, link-local IPv6 left out. OSError."""
     libc = ctypes.CDLL(ctypes.util.find_library("c"), use_errno=True)
     first = ctypes.POINTER(_IfAddrs)()
     if libc.getifaddrs(ctypes.byref(first)) != 0:

@@ -1,6 +1,4 @@
-"""The stream that users and protocols hold: awaiting reads and writes over a multiplexer's non-blocking
-stream.
-"""
+"""The stream that users and protocols hold: awaited, over a multiplexer's stream that never blocks."""
 
 from __future__ import annotations
 
@@ -137,9 +135,7 @@ class Stream:
     # Reading
 
     async def read(self, max_bytes: int = READ_SIZE) -> bytes:
-        """Whatever has come, up to `max_bytes`; waits when that is nothing. b"" once the peer closed its
-        side.
-        """
+        """What has come, up to `max_bytes`; waits when that is nothing. b"" once the peer closed its side."""
         self._begin_read()
         try:
             if self._unconfirmed is not None:
@@ -293,8 +289,9 @@ class Stream:
             self.core.close_write()
 
     async def close(self) -> None:
-        """Done with it: close our side and throw away what still comes. Returns at once and never resets a
-        peer that reads.
+        """Done with it: close our side, and throw away what still comes.
+
+        Returns at once. A peer that still reads is not reset, unless its side is open past Timeouts.linger.
         """
         self.close_now()
 

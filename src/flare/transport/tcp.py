@@ -131,9 +131,7 @@ class TcpTransport:
     # Listening
 
     async def listen(self, addr: Multiaddr) -> Listener:
-        """Listen on /ip4|ip6/.../tcp/PORT, port 0 for one that the kernel chooses. NetworkError,
-        InvalidMultiaddr.
-        """
+        """Listen on /ip4|ip6/.../tcp/PORT; 0 is any free port. NetworkError, InvalidMultiaddr."""
         ip, port = _tcp_endpoint(addr)
         try:
             listener = Listener(self, listening_socket(ip, port))
@@ -149,8 +147,7 @@ class TcpTransport:
 
     @contextlib.contextmanager
     def expect(self, ip: IpAddress | str, callback: Expected) -> Iterator[None]:
-        """While in it, sockets accepted from `ip` go to `callback`, which owns them, and not to the
-        handshake.
+        """Within the block, sockets accepted from `ip` go to `callback`, which owns them.
 
         A punch wants them: with simultaneous open, or when our SYN was lost, its connection comes to the
         listener.
@@ -306,9 +303,7 @@ class TcpTransport:
         return connection
 
     async def close(self) -> None:
-        """Stop listening, close every connection, and end our tasks (not those of a `tasks` that was handed
-        in).
-        """
+        """Stop listening, close every connection, and end our tasks (but not those handed in)."""
         for listener in list(self.listeners):
             listener.close()
         await asyncio.gather(*(connection.close() for connection in list(self.connections)))
@@ -330,9 +325,7 @@ def _tcp_endpoint(addr: Multiaddr) -> tuple[IpAddress, int]:
 
 
 def _source(ip: IpAddress) -> object:
-    """What counts as one address against HostLimits.max_handshakes_per_ip: in IPv6 a /64, which one host may
-    own.
-    """
+    """What counts as one for HostLimits.max_handshakes_per_ip: in IPv6 a /64, which one host may own."""
     return ip if ip.version == 4 else int(ip) >> 64
 
 

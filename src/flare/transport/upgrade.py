@@ -25,9 +25,7 @@ _MAX_PLAIN: Final = 65535 - _TAG
 
 @dataclass(frozen=True, slots=True)
 class Upgraded:
-    """All that a link needs to take over: `leftover` are bytes read from the peer that belong to it, still
-    encrypted.
-    """
+    """All that a link needs to take over; `leftover` was read from the peer and is its, still encrypted."""
 
     remote_peer: PeerId
     remote_key: PublicKey
