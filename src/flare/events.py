@@ -114,7 +114,7 @@ class PunchGaveUp:
 
 @dataclass(frozen=True, slots=True)
 class ReservationMade:
-    """This relay holds a place for the peer until `expires` (Unix seconds)."""
+    """This relay holds a place for the peer until `expires` (Unix seconds); told again at each refresh."""
 
     peer: PeerId
     expires: int

@@ -12,11 +12,11 @@ import pytest
 
 from flare.config import RelayLimits
 from flare.errors import RelayRefused, StreamReset
-from flare.events import CircuitClosed, CircuitOpened
+from flare.events import CircuitClosed, CircuitOpened, ReservationMade
 from flare.lab import virtual
 from flare.protocols.exchange import MESSAGE_LIMIT
 from flare.protocols.relay import HOP_PROTOCOL, STOP_PROTOCOL, stop
-from flare.protocols.relay.hop import HopService
+from flare.protocols.relay.hop import HopService, RelayEvent
 from flare.transport.stream import Stream
 from flare.wire.envelope import Voucher
 from flare.wire.keys import Identity
@@ -75,7 +75,7 @@ class Bench:
 
     def __init__(self, limits: RelayLimits | None = None, **values: Any) -> None:
         self.splice = FakeSplice()
-        self.events: list[CircuitOpened | CircuitClosed] = []
+        self.events: list[RelayEvent] = []
         self.addrs = [RELAY_ADDR]
         self.service = HopService(
             identity=RELAY,
@@ -210,6 +210,15 @@ class TestReservation:
         assert second.reservation.expire == first.reservation.expire + 1000
         counters = bench.service.counters
         assert (counters.reservations_opened, counters.reservations_renewed) == (1, 1)
+        expires = [first.reservation.expire, second.reservation.expire]
+        assert bench.events == [ReservationMade(ALICE.peer_id, expire) for expire in expires], "each refresh is told"
+
+    @simulated
+    async def test_a_refusal_makes_no_event(self) -> None:
+        bench = Bench(RelayLimits(max_reservations=0))
+        answer = await bench.reserve(bench.client(ALICE))
+        assert answer.status == Status.RESERVATION_REFUSED
+        assert bench.events == []
 
     @simulated
     async def test_it_runs_out(self) -> None:
@@ -305,11 +314,11 @@ class TestConnectionInitiation:
         assert told["deadline_ns"] == pytest.approx(virtual.monotonic_ns() + 120e9, abs=1e9)
         assert told["a"].connection.remote_peer == ALICE.peer_id
         assert told["b"].connection.remote_peer == BOB.peer_id
-        assert bench.events == [CircuitOpened(ALICE.peer_id, BOB.peer_id)]
+        assert bench.events[1:] == [CircuitOpened(ALICE.peer_id, BOB.peer_id)]
         assert bench.service.book.circuits == 1
         bench.splice.end("limit", 131072, 7)
         await asyncio.sleep(1)
-        assert bench.events[1:] == [CircuitClosed(ALICE.peer_id, BOB.peer_id, "limit", 131072, 7)]
+        assert bench.events[2:] == [CircuitClosed(ALICE.peer_id, BOB.peer_id, "limit", 131072, 7)]
         assert bench.service.book.circuits == 0
         counters = bench.service.counters
         assert (counters.circuits_opened, counters.circuits_closed, counters.bytes_relayed) == (1, 1, 131079)

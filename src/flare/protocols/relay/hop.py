@@ -23,7 +23,7 @@ from flare.errors import (
     ResourceLimit,
     StreamClosed,
 )
-from flare.events import CircuitClosed, CircuitOpened
+from flare.events import CircuitClosed, CircuitOpened, ReservationMade
 from flare.protocols.exchange import MESSAGE_LIMIT, within
 from flare.protocols.relay import HOP_PROTOCOL
 from flare.protocols.relay.book import Circuit, ReservationBook
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("flare.protocols.relay")
 
 PROTOCOL: Final = HOP_PROTOCOL
+RelayEvent = ReservationMade | CircuitOpened | CircuitClosed
 _MAX_DURATION: Final = (1 << 32) - 1  # Limit.duration is a uint32
 
 
@@ -130,7 +131,7 @@ class HopService:
         unlimited: Iterable[PeerId] = (),
         book: ReservationBook | None = None,
         open_stop: Callable[..., Awaitable[Stream]] = stop_protocol,
-        on_event: Callable[[CircuitOpened | CircuitClosed], None] = lambda event: None,
+        on_event: Callable[[RelayEvent], None] = lambda event: None,
         timeouts: Timeouts | None = None,
         unix: Callable[[], float] = time.time,
         clock_ns: Callable[[], int] = time.monotonic_ns,
@@ -206,6 +207,7 @@ class HopService:
         else:
             self.counters.reservations_opened += 1
         expire = int(held.expires)
+        self._on_event(ReservationMade(peer, expire))
         voucher = Voucher(relay=self._identity.peer_id, peer=peer, expiration=expire).seal(self._identity)
         limit = self._limit(peer)
         addrs: tuple[Multiaddr, ...] = ()
