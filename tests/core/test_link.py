@@ -505,7 +505,7 @@ class TestTheEnd:
         pair.a.abort("again")
         run(engine)
         assert pair.heard_a.closed == [reason]
-        with pytest.raises(RuntimeError, match="because"):
+        with pytest.raises(ConnectionClosed, match="because"):
             near.write(b"x")
         with pytest.raises(ConnectionClosed, match="peer closed"):
             far.write(b"x")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import struct
 import time
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -567,9 +568,8 @@ class TestSessionTermination:
             violation(peer, frame(9, 0, 0))
             assert events[-1] & 4
             assert stream.read() == b"unread", "what came before the end can be read"
-            with pytest.raises(ProtocolViolation, match="unknown type"):
-                stream.read()
-            with pytest.raises(ProtocolViolation):
-                stream.write(b"x")
-            with pytest.raises(ProtocolViolation):
-                peer.link.open_stream()
+            calls: list[Callable[[], object]] = [stream.read, lambda: stream.write(b"x"), peer.link.open_stream]
+            for call in calls:
+                with pytest.raises(ConnectionClosed, match="unknown type") as caught:
+                    call()
+                assert isinstance(caught.value.__cause__, ProtocolViolation)

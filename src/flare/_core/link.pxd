@@ -18,6 +18,7 @@ cdef class Link:
     cdef link* use(self) except NULL
     cdef void bind(self, object engine, core* c, link* ln)
     cdef object error(self)
+    cdef object closed_error(self)
     cdef int collect(self, unsigned int events, list batch, list last) except -1
 
 

@@ -139,7 +139,7 @@ cdef class Link:
         cdef stream* s
         cdef LinkStream wrapper = LinkStream.__new__(LinkStream)
         if ln.state != LINK_OPEN:
-            raise self.error()
+            raise self.closed_error()
         if m.goaway_received:
             raise ConnectionClosed("the peer takes no new streams: it said go-away")
         if m.unacked[0] >= m.limits.backlog:
@@ -174,7 +174,7 @@ cdef class Link:
         cdef int i
         cdef int slot = -1
         if ln.state != LINK_OPEN:
-            raise self.error()
+            raise self.closed_error()
         enter(self.c)
         for i in range(PINGS):
             if ln.mux.pings[i].sent == 0:
@@ -282,6 +282,14 @@ cdef class Link:
         self.reason = error
         return error
 
+    cdef object closed_error(self):
+        """The same for its users, to whom a violation is an end like any other."""
+        error = self.error()
+        args = error.args if isinstance(error, ConnectionClosed) else (str(error),)
+        closed = ConnectionClosed(*args)
+        closed.__cause__ = error
+        return closed
+
     cdef int collect(self, unsigned int events, list batch, list last) except -1:
         """Turn what the pass noted into calls. Runs with the GIL, outside the engine."""
         cdef link* ln = self.ln
@@ -382,8 +390,7 @@ cdef class LinkStream:
         if s.reset:
             raise StreamReset(f"stream {s.id} was reset")
         if s.lost:
-            error = self.link.error()
-            raise ConnectionClosed(str(error)) from error  # for a stream a violation is an end like any other
+            raise self.link.closed_error()
         return 0
 
     def read(self, Py_ssize_t max_bytes=65536):
