@@ -19,12 +19,10 @@ class Narrator:
         self._plan = plan
         self._write = say
         self._start = time.monotonic()
-        self._last: dict[str, str] = {}
+        self._path = ""
+        self._decided = ""
 
     def _say(self, host: str, text: str) -> None:
-        if self._last.get(host) == text:
-            return
-        self._last[host] = text
         self._write(f"{time.monotonic() - self._start:7.2f} s  {_NAMES.get(host, 'lab'):6} {text}")
 
     def __call__(self, host: str, event: dict[str, Any]) -> None:
@@ -37,13 +35,43 @@ class Narrator:
         elif name == "reserved":
             self._say(host, "has a place on the relay, and can be reached through it")
         elif name == "pong":
-            self._say(host, f"pong from Bob in {event.get('rtt_ms', 0):.0f} ms, {event.get('path')}")
+            self._pong(host, event.get("rtt_ms", 0.0), str(event.get("path", "")))
         elif name in ("punch", "punch-started"):
             self._say(host, "punches a hole through the NATs ...")
         elif name == "direct" and host == "b":
             self._say(host, f"sees Ada come in directly ({event.get('path', 'direct')})")
-        elif name == "relayed" and host == "b":
-            self._say(host, f"stays on the relay: {event.get('reason', 'no reason given')}")
+        elif name in ("direct", "relayed") and host == "a":
+            self._verdict(
+                name,
+                event.get("path", name),
+                event.get("seconds"),
+                event.get("attempts"),
+                event.get("reason"),
+            )
+
+    def result(self, result: Result) -> None:
+        """The last line, unless the dialer's own verdict was just that."""
+        self._verdict(result.outcome, result.path, result.seconds, result.attempts, result.reason)
+
+    def _pong(self, host: str, rtt_ms: float, path: str) -> None:
+        if path != self._path:  # one for each path is enough to see the difference
+            self._path = path
+            self._say(host, f"pong from Bob in {rtt_ms:.0f} ms, {path}")
+
+    def _verdict(
+        self, outcome: str, path: str, seconds: float | None, attempts: int | None, reason: str | None
+    ) -> None:
+        if self._decided == outcome:
+            return
+        self._decided = outcome
+        tries = "" if attempts is None else f", {attempts} attempt{'' if attempts == 1 else 's'}"
+        if outcome == "direct":
+            after = "" if seconds is None else f" after {seconds:.2f} s"
+            self._say("lab", f"they talk directly: {path}{after}{tries}")
+        elif outcome == "relayed":
+            self._say("lab", f"they stay relayed{tries}: {reason}")
+        else:
+            self._say("lab", f"failed: {reason}")
 
     def _built(self, hosts: dict[str, str]) -> None:
         make = "flare's own NATs" if self._plan.make == "user" else "the kernel's NATs"
@@ -52,15 +80,3 @@ class Narrator:
         for host, kind in (("a", self._plan.a), ("b", self._plan.b)):
             where = "at" if kind == "none" else "behind"
             self._say("lab", f"{_NAMES[host]} is {where} {hosts[host]}: {KINDS[kind].title} ({kind})")
-
-    def result(self, result: Result) -> None:
-        """The last line."""
-        tries = ""
-        if result.attempts is not None:
-            tries = f", {result.attempts} attempt{'' if result.attempts == 1 else 's'}"
-        if result.outcome == "direct":
-            self._say("lab", f"they talk directly: {result.path} after {result.seconds:.2f} s{tries}")
-        elif result.outcome == "relayed":
-            self._say("lab", f"they stay relayed{tries}: {result.reason}")
-        else:
-            self._say("lab", f"failed: {result.reason}")
