@@ -3,11 +3,11 @@
     python -m benchmarks.relay [--message 1024,4096,16384,65507] [--relays climit,flare,go,go-16k,rust]
                                [--seconds 3] [--runs 3] [--congestion reno] [--realtime] [--json]
 
-Each relay runs as a process of its own pinned to one core, the load on another; runs are interleaved, and the
-table gives medians with their spread. The figure is the CPU time that the relay's process spends per GB, user
-and system, as the kernel counts it in nanoseconds; MB/s is what came out meanwhile. The peers' programs are those
-of tests/interop, built on demand; the C limit and the load are compiled with cc. A message is one yamux frame in
-one Noise record.
+Each relay runs as a process of its own pinned to one core, the load on another; runs are interleaved, and
+the table gives medians with their spread. The figure is the CPU time that the relay's process spends per
+GB, user and system, as the kernel counts it in nanoseconds; MB/s is what came out meanwhile. The peers'
+programs are those of tests/interop, built on demand; the C limit and the load are compiled with cc. A
+message is one yamux frame in one Noise record.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def run(relay: str, message: int, args: argparse.Namespace) -> Measured:
     """One run of one relay."""
     keys = [os.urandom(32) for _ in range(4)]
     words = [str(compiled("c_limit")), *(key.hex() for key in keys)] if relay == "climit" else command(relay)
-    with started([*args.under.split(), *pinned(0), *words]) as (pid, line):
+    with started([*pinned(0), *words]) as (pid, line):
         if relay == "climit":
             ends = load.bare(int(line), keys)
         else:

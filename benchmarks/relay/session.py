@@ -1,7 +1,8 @@
 """A connection to a relay by hand: secured, and yamux just as far as setting up one circuit needs.
 
-The load runs in C, on the descriptor and the keys; a `Session` gets there with what flare has for handshakes,
-and knows at each moment where its records and windows stand. It is one straight line: whoever waits reads frames.
+The load runs in C, on the descriptor and the keys; a `Session` gets there with what flare has for
+handshakes, and knows at each moment where its records and windows stand. It is one straight line: whoever
+waits reads frames.
 """
 
 from __future__ import annotations
