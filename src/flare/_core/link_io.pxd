@@ -9,7 +9,7 @@ from flare._core.yamux cimport mux
 cdef enum:
     SCRATCH = 256 * 1024  # one recv when a link is alone
     SCRATCH_FRONT = 64  # room before it for one byte of a record's length
-    QUANTUM = 64 * 1024  # one recv when several links are ready
+    QUANTUM = 64 * 1024  # one recv, at least, when several links have much to say
     CONTROL_SLACK = 256 * 1024  # of unsent control frames above the high-water mark before reading stops
 
 cdef enum watched:
@@ -53,6 +53,7 @@ cdef struct link:
     bint in_memory
     int error  # errno, or a record_error
     int64_t received_at
+    size_t last_read
     int64_t linger
     uint64_t bytes_in
     uint64_t bytes_out

@@ -143,6 +143,7 @@ cdef void link_read(link* ln, size_t quantum) noexcept nogil:
         else:
             link_die(ln, END_EOF, 0)
         return
+    ln.last_read = <size_t>n
     c.counters.receives += 1
     c.counters.bytes_in += n
     ln.bytes_in += n
