@@ -20,6 +20,8 @@ from flare._core.sockets cimport (
     flare_address,
     flare_address_ip,
     flare_bound_socket,
+    flare_calm,
+    flare_hurry,
     flare_is_v6,
     flare_listen,
     flare_listener_fault,
@@ -77,12 +79,16 @@ def monotonic_ns():
 
 
 def sleep_until_ns(int64_t deadline_ns):
-    while deadline_ns - flare_now() > SPIN:
-        PyErr_CheckSignals()
+    cdef uint64_t calm = flare_hurry()
+    try:
+        while deadline_ns - flare_now() > SPIN:
+            PyErr_CheckSignals()
+            with nogil:
+                nap(deadline_ns)
         with nogil:
-            nap(deadline_ns)
-    with nogil:
-        wait_until(deadline_ns)
+            wait_until(deadline_ns)
+    finally:
+        flare_calm(calm)
 
 
 # One attempt
@@ -208,10 +214,14 @@ cdef class Attempt:
 
     cdef object make(self):
         cdef int end = simopen.INTERRUPTED
-        while end == simopen.INTERRUPTED:
-            PyErr_CheckSignals()
-            with nogil:
-                end = simopen_run(&self.p)
+        cdef uint64_t calm = flare_hurry()
+        try:
+            while end == simopen.INTERRUPTED:
+                PyErr_CheckSignals()
+                with nogil:
+                    end = simopen_run(&self.p)
+        finally:
+            flare_calm(calm)
         if end == simopen.WON:
             return self.result()
         if end == simopen.CANCELLED:
