@@ -18,7 +18,6 @@ import os
 import random
 import socket
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -30,12 +29,14 @@ from typing import Any
 import flare
 import flare.events
 from flare._core.punch import monotonic_ns, punch
+from flare.protocols.relay import connect, reserve, stop
 from flare.transport.loop_engine import LoopEngine
 
 ROOT = Path(__file__).resolve().parent.parent
 MS = 1_000_000
 TIMEOUT_NS = 5_000 * MS
 WARMUP = 1.0  # seconds of load before the first sample
+MESSAGE = 16384
 Load = Callable[[], AbstractAsyncContextManager[Callable[[], float]]]
 
 
@@ -52,14 +53,9 @@ async def relay() -> AsyncIterator[Callable[[], float]]:
         flare.Host(listen=["/ip4/127.0.0.1/tcp/0"], punch=False) as host,
         flare.RelayServer(host, flare.RelayLimits.unlimited()),
     ):
-        command = [sys.executable, "-m", "benchmarks.relay.load", str(host.full_addrs[0])]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
         process = await asyncio.create_subprocess_exec(
-            *command,
-            *("--pid", str(os.getpid()), "--seconds", "3600"),
-            env=env,
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
+            sys.executable, __file__, "--drive", str(host.full_addrs[0]), env=env
         )
         try:
             async with asyncio.timeout(20):
@@ -75,8 +71,34 @@ async def relay() -> AsyncIterator[Callable[[], float]]:
                 before, start = carried(), time.monotonic()
                 yield lambda: (carried() - before) / (time.monotonic() - start) / 1e6
         finally:
-            process.terminate()
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
             await process.wait()
+
+
+async def drive(address: str) -> None:
+    """The other process: two hosts, and messages from one to the other through the relay till it is ended."""
+    async with flare.Host(listen=[], punch=False) as source, flare.Host(listen=[], punch=False) as target:
+        arrived: asyncio.Future[flare.Stream] = asyncio.get_running_loop().create_future()
+
+        async def on_stop(stream: flare.Stream) -> None:
+            arrived.set_result((await stop.accept(stream)).stream)
+            await stream.connection.wait_closed()
+
+        target.handle(stop.PROTOCOL, on_stop)
+        await reserve.reserve(await target.connect(address))
+        sending, _ = await connect.connect(await source.connect(address), target.peer_id)
+        receiving = await arrived
+
+        async def drain() -> None:
+            while await receiving.read(1 << 20):
+                pass
+
+        async def pump() -> None:
+            while True:
+                await sending.write(bytes(MESSAGE))
+
+        await asyncio.gather(drain(), pump())
 
 
 LOADS: dict[str, Load] = {"idle": idle, "relay": relay}
@@ -162,7 +184,11 @@ def main() -> None:
     parser.add_argument("--loops", default="asyncio,uvloop")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="one object per line")
+    parser.add_argument("--drive", metavar="ADDR", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.drive:
+        asyncio.run(drive(args.drive))
+        return
     if args.samples < 2:
         parser.error("at least 2 samples")
     if not args.json:
