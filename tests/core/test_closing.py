@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+
 import pytest
 
 from flare._core.engine import Engine
 from flare._core.link import NoiseRecords
+from flare.config import MuxLimits
 from flare.errors import AuthenticationFailed, ConnectionClosed
 
 
@@ -37,4 +41,19 @@ def test_streams_of_a_link_that_ended_in_a_violation_are_closed_and_the_cause_is
         with pytest.raises(ConnectionClosed, match="a record does not verify") as caught:
             call()
         assert isinstance(caught.value.__cause__, AuthenticationFailed)
+    engine.close()
+
+
+def test_a_record_that_never_ends_keeps_no_link_alive() -> None:
+    engine = Engine()
+    limits = replace(MuxLimits(), keepalive=0.05, keepalive_timeout=0.05)
+    link = engine.attach_memory(record=NoiseRecords(bytes(32), bytes(32)), initiator=True, limits=limits)
+    ended: list[BaseException | None] = []
+    link.on_close = ended.append
+    link.feed(b"\xff\xff")
+    end = time.monotonic() + 2
+    while not ended and time.monotonic() < end:
+        link.feed(b"x")
+        engine.run_pass(5_000_000)
+    assert "no keepalive ping" in str(ended)
     engine.close()

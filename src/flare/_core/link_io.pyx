@@ -147,7 +147,6 @@ cdef void link_read(link* ln, size_t quantum) noexcept nogil:
     c.counters.receives += 1
     c.counters.bytes_in += n
     ln.bytes_in += n
-    ln.received_at = c.now
     if to_partial:
         if <size_t>n < to_partial:
             ln.partial_n += n
@@ -166,7 +165,6 @@ cdef void link_feed(link* ln, const uint8_t* data, size_t n) noexcept nogil:
     cdef uint8_t* scratch = c.scratch + SCRATCH_FRONT
     cdef size_t part
     ln.bytes_in += n
-    ln.received_at = c.now
     while n and ln.state != LINK_DEAD:
         if ln.partial_size:
             part = min(n, ln.partial_size - ln.partial_n)
@@ -208,6 +206,7 @@ cdef bint one_record(link* ln, uint8_t* data, size_t n) noexcept nogil:
 
 
 cdef bint parse(link* ln, const uint8_t* data, size_t n) noexcept nogil:
+    ln.received_at = ln.mux.core.now  # a peer that never ends a record is not alive, whatever it sends
     if mux_input(&ln.mux, data, n) == 0:
         return True
     if ln.state == LINK_DEAD:
