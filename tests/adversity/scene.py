@@ -1,7 +1,7 @@
-"""The scene of these tests: a target, a bystander that uses it all the time, diallers that come through proxies.
+"""The scene of these tests: a target, a bystander that uses it, diallers that come through proxies.
 
-Whatever is done to the diallers, at the end of the block the bystander has not missed a ping, no descriptor and
-no task is left, nothing was logged as an error, and no handshake failed with an error that is not flare's own.
+Whatever is done to the diallers, at the end of the block the bystander has not missed a ping, no descriptor
+and no task is left, nothing was logged as an error, and handshakes failed with errors of flare's own only.
 """
 
 from __future__ import annotations

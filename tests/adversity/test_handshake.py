@@ -1,7 +1,7 @@
 """Every byte of a handshake cut and mangled; directions that stall, split, stutter and skip.
 
-The wire, from the dialler ("up"): multistream with Noise's first message, Noise's third, then yamux with identify
-both ways. From the target ("down"): multistream with Noise's second message, then yamux.
+The wire, from the dialler ("up"): multistream with Noise's first message, Noise's third, then yamux with
+identify both ways. From the target ("down"): multistream with Noise's second message, then yamux.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Wire:
         return cls(MESSAGE_1 + 2 + size, MULTISTREAM + 2 + answer, len(up.data), len(down.data))
 
     def offsets(self, direction: str) -> list[int]:
-        """Every byte of the handshake and of the first yamux frames, then one in STEP, without the goodbye."""
+        """Every byte of the handshake and of the first yamux frames, then one in STEP; no goodbye."""
         every, total = (self.up, self.up_total) if direction == "up" else (self.down, self.down_total)
         first_frames = every + 2 + 12 + 2
         return [*range(first_frames), *range(first_frames, total - 40, STEP)]

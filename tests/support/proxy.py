@@ -5,9 +5,9 @@
         ...connect to proxy.host, proxy.port...
         proxy.runs[-1].up.data          # what the dialler sent
 
-"up" is from the dialler to the target. Every connection is run by the plan that was set when it was accepted, and
-is recorded, so that a test runs once without a fault and then once for each byte that it saw. A fault's `at` counts
-bytes from the start of its direction, or is `Chunk(n)`: the first byte of the n-th read.
+"up" is from the dialler to the target. Every connection runs by the plan that was set when it was accepted,
+and is recorded: a test runs once without a fault and then once for each byte that it saw. A fault's `at`
+counts bytes from the start of its direction, or is `Chunk(n)`: the first byte of the n-th read.
 """
 
 from __future__ import annotations
@@ -304,7 +304,7 @@ def _reset_on_close(*socks: socket.socket) -> None:
 
 
 async def _drain(sock: socket.socket) -> None:
-    """Say FIN, and read until the other side is gone (a second at most): a close with bytes unread says RST."""
+    """Say FIN, and read until the other side is gone (a second at most): a close with unread bytes is RST."""
     loop = asyncio.get_running_loop()
     with contextlib.suppress(OSError, TimeoutError):
         sock.shutdown(socket.SHUT_WR)
