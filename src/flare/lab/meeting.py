@@ -93,7 +93,11 @@ def meet(plan: Plan, *, tracer: Tracer | None = None, on_event: OnEvent | None =
     """Build the world, let the two meet, take it down. LabFailed when they could not even try."""
     hosts = {"relay": "none", "a": plan.a, "b": plan.b}
     with Lab(hosts, make=plan.make, default=plan.path, tracer=tracer, seed=plan.seed) as lab:
-        return _Meeting(plan, lab, on_event or (lambda host, event: None)).run()
+        meeting = _Meeting(plan, lab, on_event or (lambda host, event: None))
+        try:
+            return meeting.run()
+        finally:
+            meeting.close()
 
 
 class _Meeting:
@@ -126,6 +130,11 @@ class _Meeting:
         a = self._start("a", plan.dialer_command, relay=relay_addr, target=circuits[0], listen=listen, **port)
         lab.run(lambda: a.first(*_VERDICTS) is not None or a.done(), plan.timeout + _GRACE)
         return self._result(a, time.monotonic() - began)
+
+    def close(self) -> None:
+        """Let go of what the programs said on their standard error."""
+        for stderr in self._stderr.values():
+            stderr.close()
 
     def _skew(self) -> None:
         """Slow one direction of one peer's way to the relay down, which is how skew comes about in the wild.
