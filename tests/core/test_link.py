@@ -13,6 +13,20 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from flare._core.aead import Aead
+from flare._core.engine import Engine
+from flare._core.link import CLOSED, READABLE, WRITABLE, Link, LinkStream, NoiseRecords, PlainRecords
+from flare.errors import (
+    AuthenticationFailed,
+    ConnectionClosed,
+    DecodeError,
+    FrameTooLarge,
+    InvalidKey,
+    StreamClosed,
+    StreamReset,
+    UsageError,
+)
 from tests.support.mux import (
     DATA,
     FIN,
@@ -30,20 +44,6 @@ from tests.support.mux import (
     noise_keys,
     run,
     run_until,
-)
-
-from flare._core.aead import Aead
-from flare._core.engine import Engine
-from flare._core.link import CLOSED, READABLE, WRITABLE, Link, LinkStream, NoiseRecords, PlainRecords
-from flare.errors import (
-    AuthenticationFailed,
-    ConnectionClosed,
-    DecodeError,
-    FrameTooLarge,
-    InvalidKey,
-    StreamClosed,
-    StreamReset,
-    UsageError,
 )
 
 

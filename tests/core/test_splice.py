@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.mux import Pair, drain, run, run_until
 
 from flare._core.engine import Engine
 from flare._core.link import LinkStream
 from flare._core.splice import Splice, SpliceResult, splice
 from flare.errors import ConnectionClosed, StreamReset, UsageError
+from tests.support.mux import Pair, drain, run, run_until
 
 
 class Circuit:

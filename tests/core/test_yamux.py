@@ -10,6 +10,9 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from flare._core.link import LinkStream
+from flare.errors import ConnectionClosed, ProtocolViolation, ResourceLimit, StreamReset, UsageError
 from tests.support.mux import (
     ACK,
     DATA,
@@ -26,9 +29,6 @@ from tests.support.mux import (
     frame,
     run,
 )
-
-from flare._core.link import LinkStream
-from flare.errors import ConnectionClosed, ProtocolViolation, ResourceLimit, StreamReset, UsageError
 
 
 def violation(peer: Bare, *data: bytes) -> str:
@@ -568,8 +568,8 @@ class TestSessionTermination:
             violation(peer, frame(9, 0, 0))
             assert events[-1] & 4
             assert stream.read() == b"unread", "what came before the end can be read"
-            calls: list[Callable[[], object]] = [stream.read, lambda: stream.write(b"x"), peer.link.open_stream]
-            for call in calls:
+            calls: list[Callable[[], object]] = [stream.read, peer.link.open_stream]
+            for call in [*calls, lambda: stream.write(b"x")]:
                 with pytest.raises(ConnectionClosed, match="unknown type") as caught:
                     call()
                 assert isinstance(caught.value.__cause__, ProtocolViolation)

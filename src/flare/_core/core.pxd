@@ -103,6 +103,8 @@ cdef void set_dirty(core* c, node* n) noexcept nogil
 cdef void flush_dirty(core* c) noexcept nogil  # one round: what gets dirty by it waits for the next
 cdef void notify(core* c, node* n, uint32_t events) noexcept nogil
 cdef node* next_event(core* c, uint32_t* events) noexcept nogil
+# What a callback raised goes to sys.unraisablehook.
+cdef void report(object callback, object error) noexcept
 cdef void bury(core* c, node* n) noexcept nogil
 # From __dealloc__, with the GIL and nothing else: gives up the wrapper's hold on `n` and on the core.
 cdef void disown(core* c, node* n) noexcept

@@ -1,6 +1,6 @@
 """The ground under links, streams and splices: locking, events, timers, deferred death. Rules: core.pxd."""
 
-from cpython.exc cimport PyErr_WriteUnraisable
+from cpython.exc cimport PyErr_SetObject, PyErr_WriteUnraisable
 from libc.stdlib cimport calloc, free, realloc
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport write
@@ -92,8 +92,13 @@ cdef void leave(core* c) noexcept:
     callback = <object>c.on_wake
     try:
         callback()
-    except BaseException:
-        PyErr_WriteUnraisable(callback)
+    except BaseException as error:
+        report(callback, error)
+
+
+cdef void report(object callback, object error) noexcept:
+    PyErr_SetObject(type(error), error)
+    PyErr_WriteUnraisable(callback)
 
 
 cdef void enter_nogil(core* c) noexcept nogil:

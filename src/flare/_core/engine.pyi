@@ -60,7 +60,8 @@ class Engine:
     def run_pass(self, timeout_ns: int = 0) -> int:
         """One pass without the GIL, then the callbacks; returns how many.
 
-        Waits for up to `timeout_ns` nanoseconds first, rounded up to milliseconds; below 0: for ever.
+        Waits for up to `timeout_ns` nanoseconds first, rounded up to milliseconds (below 0: for ever), or
+        until a signal.
         """
     def attach(
         self,

@@ -7,7 +7,6 @@ back, in one batch, for what concerns Python.
 import os
 import socket
 
-from cpython.exc cimport PyErr_WriteUnraisable
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from flare._core.core cimport (
@@ -23,6 +22,7 @@ from flare._core.core cimport (
     next_deadline,
     next_event,
     node,
+    report,
 )
 from flare._core.link cimport Link, LinkStream
 from flare._core.link_io cimport (
@@ -259,6 +259,7 @@ cdef class Engine:
         cdef int i
         cdef list batch = []
         cdef list last = []
+        stop = None
         enter(c)
         while n < EVENTS:
             nodes[n] = next_event(c, &events[n])
@@ -285,8 +286,12 @@ cdef class Engine:
                 continue
             try:
                 callback(argument)
-            except BaseException:
-                PyErr_WriteUnraisable(callback)
+            except (KeyboardInterrupt, SystemExit) as error:
+                stop = error  # after the others had their call
+            except BaseException as error:
+                report(callback, error)
+        if stop is not None:
+            raise stop
         return len(batch)
 
     def close(self):
