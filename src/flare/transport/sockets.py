@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import ctypes.util
 import ipaddress
 import socket
 import sys
@@ -37,7 +36,9 @@ def tcp_socket(ip: IpAddress, *, reuse: bool) -> socket.socket:
 
 
 def listening_socket(ip: IpAddress, port: int) -> socket.socket:
-    """A TCP socket that listens on `ip` and `port` (0: any free one), which diallers may share."""
+    """A TCP socket that listens on `ip` and `port` (0: any free one), which diallers may share. OSError."""
+    if port:
+        _refuse_sharing(ip, port)
     sock = tcp_socket(ip, reuse=True)
     try:
         sock.bind((str(ip), port))
@@ -46,6 +47,13 @@ def listening_socket(ip: IpAddress, port: int) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def _refuse_sharing(ip: IpAddress, port: int) -> None:
+    """OSError when somebody listens there: by SO_REUSEPORT we would take half of its peers."""
+    with tcp_socket(ip, reuse=False) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # past what closed connections left
+        probe.bind((str(ip), port))
 
 
 def endpoint(address: Sequence[Any]) -> tuple[IpAddress, int]:
@@ -80,7 +88,7 @@ _IfAddrs._fields_ = [
 
 def interface_addresses(version: int) -> list[IpAddress]:
     """The addresses of the interfaces that are up, IP `version` 4 or 6, link-local IPv6 left out. OSError."""
-    libc = ctypes.CDLL(ctypes.util.find_library("c"), use_errno=True)
+    libc = ctypes.CDLL(None, use_errno=True)  # it is loaded; to find it by name would run a program
     first = ctypes.POINTER(_IfAddrs)()
     if libc.getifaddrs(ctypes.byref(first)) != 0:
         raise OSError(ctypes.get_errno(), "getifaddrs")
