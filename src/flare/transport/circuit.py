@@ -90,14 +90,22 @@ async def secure(
     output = asyncio.Event()
     link.on_output = lambda _: output.set()
     output.set()
+    goodbyes: list[int] = []
+    link.on_goaway = goodbyes.append
     tasks.start(
-        _pump(connection, stream, link, upgraded.leftover, output), f"circuit with {upgraded.remote_peer}"
+        _pump(connection, stream, link, upgraded.leftover, output, goodbyes),
+        f"circuit with {upgraded.remote_peer}",
     )
     return connection
 
 
 async def _pump(
-    connection: Connection, stream: Stream, link: Link, leftover: bytes, output: asyncio.Event
+    connection: Connection,
+    stream: Stream,
+    link: Link,
+    leftover: bytes,
+    output: asyncio.Event,
+    goodbyes: list[int],
 ) -> None:
     """Carry bytes both ways until the stream or the connection ends; then end the other."""
     sending = asyncio.ensure_future(_send(stream, link, output))
@@ -118,7 +126,8 @@ async def _pump(
         results = await asyncio.gather(sending, receiving, closing, return_exceptions=True)
         if not connection.closed:
             reason = next((error for error in results if isinstance(error, FlareError)), None)
-            connection.abort(reason or NetworkError("the circuit ended"))
+            ended = "the peer closed the connection" if goodbyes else "the circuit ended"
+            connection.abort(reason or NetworkError(ended))
         stream.close_now()
 
 
