@@ -11,7 +11,7 @@ SRC = Path(__file__).parent.parent / "src" / "flare"
 
 ORDER = ["_core", "wire", "transport", "protocols", "nat", "host", "cli"]
 LEAVES = {"errors", "events", "config", "version", "__init__"}
-HOST_ROOM = {"host", "host_events", "peer_book", "relay_server"}
+HOST_ROOM = {"host", "host_dialling", "host_events", "peer_book", "relay_server"}
 
 
 def room_of(parts: tuple[str, ...]) -> str:
@@ -66,7 +66,10 @@ def test_imports_go_one_way(parts: tuple[str, ...]) -> None:
 
 
 def test_the_walk_sees_upward_imports() -> None:
-    source = "from ..transport import stream\nimport flare.host\nfrom ..errors import DecodeError\nfrom .. import cli\n"
+    source = (
+        "from ..transport import stream\nimport flare.host\n"
+        "from ..errors import DecodeError\nfrom .. import cli\n"
+    )
     assert upward(source, ("wire", "envelope.py")) == {"transport", "host", "cli"}
     assert upward("from ..lab import nat", ("nat", "observed.py")) == {"lab"}
     assert upward("from ..host import Host", ("lab", "run.py")) == {"host"}
@@ -82,7 +85,9 @@ def test_no_file_is_too_long(suffix: str) -> None:
 
 def test_the_root_holds_names_only() -> None:
     tree = ast.parse((SRC / "__init__.py").read_text())
-    assert all(isinstance(n, ast.Import | ast.ImportFrom | ast.Assign | ast.AnnAssign | ast.Expr) for n in tree.body)
+    assert all(
+        isinstance(n, ast.Import | ast.ImportFrom | ast.Assign | ast.AnnAssign | ast.Expr) for n in tree.body
+    )
 
 
 def test_every_compiled_module_has_a_stub() -> None:

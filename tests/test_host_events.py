@@ -17,7 +17,12 @@ def lost(number: int) -> ReservationLost:
 
 def test_names_and_json_are_flat_and_past_tense() -> None:
     assert event_name(lost(1)) == "reservation-lost"
-    assert as_json(lost(1)) == {"event": "reservation-lost", "relay": None, "reason": "reason 1", "retry_in": 0.5}
+    assert as_json(lost(1)) == {
+        "event": "reservation-lost",
+        "relay": None,
+        "reason": "reason 1",
+        "retry_in": 0.5,
+    }
     assert as_json(AddressesChanged(())) == {"event": "addresses-changed", "addrs": []}
 
 

@@ -1,4 +1,7 @@
-"""flare: NAT traversal for Python. Relays introduce peers, hole punching gets them direct, over libp2p's own protocols."""
+"""flare: NAT traversal for Python.
+
+Relays introduce peers, hole punching gets them direct, over libp2p's own protocols.
+"""
 
 from .config import Config, HostLimits, MuxLimits, PunchConfig, RelayLimits, Timeouts
 from .errors import (

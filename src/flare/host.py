@@ -1,4 +1,7 @@
-"""Host: a peer of the libp2p network in one object. It owns the sockets, the connections, and the places it keeps on relays."""
+"""Host: a peer of the libp2p network in one object.
+
+It owns the sockets, the connections, and the places it keeps on relays.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,20 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar, overload
 
 from .config import Config
-from .errors import DialFailed, FlareError, TimedOut, UsageError
+from .errors import FlareError, TimedOut, UsageError
 from .events import AddressesChanged, ConnectionLost, ConnectionOpened, Event, Listening, PeerIdentified
+from .host_dialling import Address, Dialling, whom_and_where
 from .host_events import EventHub
 from .nat.observed import ObservedAddresses
 from .nat.punch import HolePuncher
 from .nat.relays import RelayClient
 from .peer_book import PeerBook
 from .protocols import identify, ping
-from .protocols.relay import connect as relay_connect
 from .protocols.relay import stop
-from .transport import circuit, dial
+from .transport import circuit
 from .transport.connection import Connection, StreamHandler, StreamHandlers
 from .transport.loop_engine import LoopEngine
 from .transport.stream import Stream
@@ -39,15 +42,18 @@ logger = logging.getLogger("flare.host")
 AGENT: Final = f"flare/{__version__}"
 DEFAULT_LISTEN: Final = ("/ip4/0.0.0.0/tcp/0", "/ip6/::/tcp/0")
 
-Address = str | Multiaddr
+Handler = TypeVar("Handler", bound=StreamHandler)
 
 
 class Host:
-    """A peer: listens, dials, keeps places on relays, goes direct where it can. Use it as `async with Host(...) as host`.
+    """A peer: it listens, dials, keeps places on relays, and goes direct where it can.
 
-    `listen` are multiaddrs to listen on (default: any TCP port, IPv4 and IPv6), `relays` relays to keep a reservation
-    on, `announce` public addresses to tell others besides those that are found out, `punch=False` stays relayed.
-    `is_public` decides which addresses are worth dialling from outside; tests and private networks hand in their own.
+    Use it as `async with Host(...) as host`.
+
+    `listen` are multiaddrs to listen on (default: any TCP port, IPv4 and IPv6), `relays` relays to keep a
+    reservation on, `announce` public addresses to tell others besides those that are found out,
+    `punch=False` stays relayed. `is_public` decides which addresses are worth dialling from outside; tests
+    and private networks hand in their own.
     """
 
     def __init__(
@@ -76,13 +82,15 @@ class Host:
         self._is_public = is_public
         self._events = EventHub()
         self._connections: dict[PeerId, list[Connection]] = {}
-        self._dialling: dict[PeerId, asyncio.Task[Connection]] = {}
         self._tasks = Tasks()
-        self._trusted = {relay.peer_id for relay in self._relay_addrs}  # their word on our address is believed at once
+        self._trusted = {
+            relay.peer_id for relay in self._relay_addrs
+        }  # their word on our address is believed at once
         self._closed_hooks: list[Callable[[Connection], None]] = []
         self._record_seq = time.time_ns() // 1_000_000  # grows over restarts too, as signed records must
         self._told: tuple[Multiaddr, ...] = ()
         self._open = False
+        self._started = False
 
     # -- life
 
@@ -99,16 +107,29 @@ class Host:
         """Listen and begin to reserve. NetworkError when an address given cannot be listened on."""
         if self._open:
             raise UsageError("this host is running already")
+        if self._started:
+            raise UsageError("this host was closed: make a new one, with the same identity if need be")
+        self._started = True
         self._engine = LoopEngine.get()
         self._tcp = TcpTransport(
             self._engine, self.identity, self.config, on_connection=self._adopt, tasks=self._tasks
         )
+        self._dialling = Dialling(
+            self._tcp,
+            self._engine,
+            self.identity,
+            self.config,
+            on_connection=self._adopt,
+            direct_to=self._direct_to,
+        )
         self._observed = ObservedAddresses(
-            listeners=lambda: self._tcp.listen_addrs, trusted=self._trusted.__contains__, on_change=self._addrs_changed
+            listeners=lambda: self._tcp.listen_addrs,
+            trusted=self._trusted.__contains__,
+            on_change=self._addrs_changed,
         )
         self._relays = RelayClient(
             local_peer=self.peer_id,
-            dial=self._connect_relay,
+            dial=self._dialling.relay,
             on_event=self._events.emit,
             on_change=self._addrs_changed,
             config=self.config.reservation,
@@ -134,7 +155,7 @@ class Host:
             peer_addrs=lambda peer: self.peers.get(peer).addrs,
             agent=lambda peer: self.peers.get(peer).agent,
             mapping=self._observed.mapping,
-            dial=self._dial_plainly,
+            dial=self._dialling.plainly,
             direct_to=self._direct_to,
             on_connection=self._adopt,
             on_event=self._events.emit,
@@ -172,12 +193,12 @@ class Host:
         await self._relays.close()
         if self._puncher is not None:
             await self._puncher.close()
+        await self._dialling.close()
+        # circuits first, while what carries them can still take their good-bye
+        await asyncio.gather(
+            *(connection.close() for connection in self.connections if connection.is_relayed)
+        )
         await self._tcp.close()
-        dialling = list(self._dialling.values())
-        for task in dialling:
-            task.cancel()
-        await asyncio.gather(*dialling, return_exceptions=True)
-        await asyncio.gather(*(connection.close() for connection in self.connections))
         await self._tasks.cancel()
         self._engine.release()
         self._events.close()
@@ -186,7 +207,12 @@ class Host:
 
     @property
     def addrs(self) -> tuple[Multiaddr, ...]:
-        """The addresses to tell others, best first: announced, observed, listened on, then through relays."""
+        """The addresses to tell others, best first: announced, observed, listened on, then through relays.
+
+        None before `start`.
+        """
+        if not self._started:
+            return ()
         found = [*self._announce, *self._observed.addrs(), *self._tcp.listen_addrs, *self._relays.addrs]
         return tuple(dict.fromkeys(found))
 
@@ -205,20 +231,25 @@ class Host:
         some = self._connections.get(peer, ())
         return tuple(sorted(some, key=lambda c: (c.is_relayed, c.is_limited, -c.opened_at)))
 
+    @overload
+    def handle(self, protocol: str, *, allow_limited: bool = ...) -> Callable[[Handler], Handler]: ...
+    @overload
+    def handle(self, protocol: str, handler: Handler, *, allow_limited: bool = ...) -> Handler: ...
     def handle(
         self, protocol: str, handler: StreamHandler | None = None, *, allow_limited: bool = False
-    ) -> Callable[[StreamHandler], StreamHandler]:
+    ) -> Any:
         """Serve a protocol: `host.handle(name, handler)`, or `@host.handle(name)` on the handler.
 
-        The handler gets each inbound stream in a task of its own; the stream is closed when it returns and reset when
-        it raises. Over relayed connections with limits it is served only with `allow_limited`.
+        The handler gets each inbound stream in a task of its own; the stream is closed when it returns and
+        reset when it raises. Over relayed connections with limits it is served only with `allow_limited`.
+        UsageError when the protocol has a handler.
         """
 
-        def add(function: StreamHandler) -> StreamHandler:
+        def add(function: Handler) -> Handler:
             self.handlers.add(protocol, function, allow_limited=allow_limited)
             return function
 
-        return add if handler is None else _added(add(handler))
+        return add if handler is None else add(handler)
 
     def unhandle(self, protocol: str) -> None:
         """Serve it no more; streams that are open go on."""
@@ -235,7 +266,12 @@ class Host:
     def on_connection_closed(self, callback: Callable[[Connection], None]) -> Callable[[], None]:
         """Call `callback` with each connection once it is gone; returns how to stop that."""
         self._closed_hooks.append(callback)
-        return lambda: self._closed_hooks.remove(callback)
+
+        def unsubscribe() -> None:
+            if callback in self._closed_hooks:
+                self._closed_hooks.remove(callback)
+
+        return unsubscribe
 
     def emit(self, event: Event) -> None:
         """Report an event of a part that stands on this host (RelayServer)."""
@@ -244,106 +280,42 @@ class Host:
     async def connect(self, *targets: Address | PeerId, timeout: float | None = None) -> Connection:
         """A connection to a peer: one that is open, or by its addresses, or through our relays.
 
-        `targets` are addresses of one peer, or its id alone (/p2p/... too) when it was met before or has a reservation on
-        one of our relays. DialFailed lists what was tried; TimedOut after `timeout` seconds; PeerMismatch when
-        somebody else answers. A relayed connection goes direct by itself: await `connection.direct()` for that.
+        `targets` are addresses of one peer, or its id alone (/p2p/... too) when it was met before or has a
+        reservation on one of our relays. Dials that run at the same time to one peer are one. A relayed
+        connection goes direct by itself: await `connection.direct()` for that. Raises DialFailed, which
+        lists what was tried, PeerMismatch when only others answered, TimedOut after `timeout` seconds
+        (default: twice Timeouts.dial).
         """
-        peer, addrs = self._where(targets)
+        if not self._open:
+            raise UsageError("this host is not running: use it as `async with Host(...) as host`")
+        peer, addrs = whom_and_where(targets)
+        if peer == self.peer_id:
+            raise UsageError(f"{peer} is this host itself")
         self._trusted.update(addr.relay.peer_id for addr in addrs if addr.relay is not None)
-        if peer is not None and (open_already := self.connections_to(peer)):
-            return open_already[0]
+        if peer is not None:
+            open_already = self.connections_to(peer)
+            if open_already and (not open_already[0].is_relayed or all(addr.is_circuit for addr in addrs)):
+                return open_already[0]
+            addrs = addrs or self._ways(peer)
         limit = timeout if timeout is not None else 2 * self.config.timeouts.dial
         try:
-            async with asyncio.timeout(limit):
-                return await self._dial_once(peer, addrs)
-        except TimeoutError as error:
-            if isinstance(error, TimedOut):
+            async with asyncio.timeout(limit) as patience:
+                return await self._dialling.connect(peer, addrs)
+        except TimeoutError:
+            if not patience.expired():
                 raise
             raise TimedOut(f"dialling {peer or addrs[0]}", limit) from None
 
-    def _where(self, targets: Sequence[Address | PeerId]) -> tuple[PeerId | None, list[Multiaddr]]:
-        """Whom to dial, and where."""
-        peers: set[PeerId] = set()
-        addrs: list[Multiaddr] = []
-        for target in targets:
-            if isinstance(target, PeerId):
-                peers.add(target)
-                continue
-            addr = Multiaddr(target)
-            if addr.peer_id is not None:
-                peers.add(addr.peer_id)
-            if addr.transport is not None or addr.is_circuit:
-                addrs.append(addr)
-            elif addr.peer_id is None:
-                raise UsageError(f"{addr} names neither a place to dial nor a peer")
-        if not targets:
-            raise UsageError("connect() needs an address or a peer id")
-        if len(peers) > 1:
-            raise UsageError(f"one call connects to one peer, and these are {len(peers)}: {', '.join(map(str, peers))}")
-        peer = next(iter(peers), None)
-        if peer == self.peer_id:
-            raise UsageError(f"{peer} is this host itself")
-        if peer is not None and not addrs:
-            addrs = list(self.peers.get(peer).addrs)
-            addrs += [relay / f"/p2p-circuit/p2p/{peer}" for relay in self._relay_addrs]
-        return peer, addrs
-
-    async def _dial_once(self, peer: PeerId | None, addrs: Sequence[Multiaddr]) -> Connection:
-        """Dial, or join the dial to the same peer that is under way."""
-        if peer is None:
-            return await self._dial(None, addrs)
-        task = self._dialling.get(peer)
-        if task is None:
-            task = asyncio.ensure_future(self._dial(peer, addrs))
-            self._dialling[peer] = task
-            task.add_done_callback(lambda _: self._dialling.pop(peer, None))
-        waiting = asyncio.shield(task)
-        return await waiting
-
-    async def _dial(self, peer: PeerId | None, addrs: Sequence[Multiaddr]) -> Connection:
-        if not addrs:
-            raise DialFailed(peer, ())
-        connection = await dial.dial_any(
-            addrs, lambda addr: self._dial_address(addr, peer), target=peer or addrs[0]
-        )
-        self._adopt(connection)
-        return connection
-
-    async def _dial_address(self, addr: Multiaddr, peer: PeerId | None) -> Connection:
-        if addr.is_circuit:
-            return await self._dial_circuit(addr)
-        return await self._tcp.dial(addr, expected_peer=addr.peer_id or peer)
-
-    async def _dial_plainly(self, addr: Multiaddr, peer: PeerId) -> Connection:
-        """For the hole puncher: no relay, whatever is open already, and not from the port that a punch will use."""
-        connection = await self._tcp.dial(addr, expected_peer=peer, reuse=False)
-        self._adopt(connection)
-        return connection
+    def _ways(self, peer: PeerId) -> list[Multiaddr]:
+        """Where to look for a peer that was named without an address: where it was met, and on our relays."""
+        own = [relay for relay in self._relay_addrs if relay.peer_id == peer]
+        circuits = [
+            relay / f"/p2p-circuit/p2p/{peer}" for relay in self._relay_addrs if relay.peer_id != peer
+        ]
+        return [*own, *self.peers.get(peer).addrs, *circuits]
 
     def _direct_to(self, peer: PeerId) -> Connection | None:
         return next((c for c in self.connections_to(peer) if not c.is_relayed), None)
-
-    async def _dial_circuit(self, addr: Multiaddr) -> Connection:
-        relay, target = addr.relay, addr.peer_id
-        if relay is None or relay.peer_id is None or target is None:
-            raise UsageError(f"{addr} is no circuit address: it needs /p2p/RELAY/p2p-circuit/p2p/PEER")
-        through = await self._connect_relay(relay)
-        stream, limit = await relay_connect.connect(through, target, timeout=self.config.timeouts.relay_connect)
-        return await circuit.secure(
-            stream,
-            self.identity,
-            self._engine,
-            initiator=True,
-            expected_peer=target,
-            limit=limit,
-            config=self.config,
-        )
-
-    async def _connect_relay(self, relay: Multiaddr) -> Connection:
-        """A direct connection to a relay: circuits do not stack."""
-        peer = relay.peer_id
-        existing = self._direct_to(peer) if peer is not None else None
-        return existing or await self._dial_once(peer, [relay])
 
     # -- connections come and go
 
@@ -360,12 +332,14 @@ class Host:
         self._connections[peer].append(connection)
         connection.upgrader = self._puncher
         connection.serve(self.handlers)
-        if not connection.is_relayed:
-            for other in self._connections[peer]:
-                if other.is_relayed:
-                    other.successor = connection
+        direct = self._direct_to(peer)
+        for other in self._connections[peer]:
+            if other.is_relayed:
+                other.successor = direct
         self._events.emit(
-            ConnectionOpened(peer, connection.remote_addr, connection.path, not connection.initiator, connection)
+            ConnectionOpened(
+                peer, connection.remote_addr, connection.path, not connection.initiator, connection
+            )
         )
         connection.add_close_callback(self._see_off)
         self.spawn(self._identify(connection), f"identify {peer}")
@@ -403,7 +377,9 @@ class Host:
             peer, addrs=learned.addrs, protocols=learned.protocols, agent=learned.agent, seq=learned.seq
         )
         self._observed.record(connection, learned.observed)
-        self._events.emit(PeerIdentified(peer, learned.agent or "", learned.protocols or (), learned.observed))
+        self._events.emit(
+            PeerIdentified(peer, learned.agent or "", learned.protocols or (), learned.observed)
+        )
 
     # -- what we tell
 
@@ -482,7 +458,3 @@ def _relay_address(addr: Address) -> Multiaddr:
     if relay.peer_id is None or relay.is_circuit:
         raise UsageError(f"a relay is given as ADDR/p2p/PEER, not {relay}")
     return relay
-
-
-def _added(handler: StreamHandler) -> Callable[[StreamHandler], StreamHandler]:
-    return lambda _: handler

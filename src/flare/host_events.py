@@ -31,7 +31,9 @@ class EventHub:
         for queue in self._queues:
             if queue.qsize() >= QUEUE:
                 queue.get_nowait()
-                logger.warning("an events() iterator lags by more than %d events: the oldest are dropped", QUEUE)
+                logger.warning(
+                    "an events() iterator lags by more than %d events: the oldest are dropped", QUEUE
+                )
             queue.put_nowait(event)
 
     def subscribe(self, callback: Callable[[Event], None]) -> Callable[[], None]:
