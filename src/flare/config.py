@@ -14,14 +14,18 @@ class Timeouts:
 
     resolve: float = 5.0  # a name, by DNS
     dial: float = 15.0  # one address, from SYN to a secured and multiplexed connection
-    handshake: float = 10.0  # an inbound connection, from accept to multiplexed: defends against half-open floods
+    handshake: float = (
+        10.0  # an inbound connection, from accept to multiplexed: defends against half-open floods
+    )
     negotiate: float = 10.0  # multistream-select on a stream
     identify: float = 10.0  # identify, either role
     ping: float = 10.0  # one pong
     ping_idle: float = 60.0  # a peer's ping stream without a ping: defends against streams held for nothing
     perf_idle: float = 30.0  # a perf stream on which nothing moves
     relay_message: float = 10.0  # one HOP or STOP message
-    relay_connect: float = 30.0  # HOP CONNECT, from the request to the relay's STATUS: it asks the target meanwhile
+    relay_connect: float = (
+        30.0  # HOP CONNECT, from the request to the relay's STATUS: it asks the target meanwhile
+    )
     dcutr_message: float = 10.0  # one DCUtR message
     punch: float = 5.0  # one hole-punch attempt, after its SYNC
     close: float = 5.0  # a graceful close before it becomes a reset
@@ -76,7 +80,9 @@ class ReservationConfig:
     refresh_share: float = 0.75  # ... when this much of its lifetime is over
     refresh_at_most: float = 1800.0  # and never later than this, since the relay's clock may be ahead of ours
     refresh_at_least: float = 15.0  # but not sooner, whatever the relay's clock says: defends the relay
-    jitter: float = 0.1  # this share of each wait is left to chance, so that a relay's clients do not come at once
+    jitter: float = (
+        0.1  # this share of each wait is left to chance, so that a relay's clients do not come at once
+    )
     backoff_first: float = 1.0  # after the first failure; doubles
     backoff_max: float = 60.0
     backoff_refused: float = 300.0  # doubles up to here when a relay refuses us
@@ -98,7 +104,9 @@ class PunchConfig:
 
     attempts: int = 3
     grace: float = 5.0  # the relayed connection lives this long after the direct one is up
-    max_targets: int = 16  # addresses of a peer tried at once: defends others against a peer that lists theirs
+    max_targets: int = (
+        16  # addresses of a peer tried at once: defends others against a peer that lists theirs
+    )
     max_active: int = 64  # peers punched at once: defends threads and descriptors
     reversal: float = 5.0  # the plain dial of a peer that has public addresses
     head_start: float = 0.5  # of that dial before the first attempt: enough where the peer really is public

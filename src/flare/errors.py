@@ -1,34 +1,34 @@
 """Everything flare raises, in one tree. Local misuse, remote violation and plain failure are different branches.
 
-    FlareError
-    +-- UsageError (ValueError)        the caller's mistake: fix the call
-    |   +-- InvalidMultiaddr
-    |   +-- InvalidPeerId
-    |   +-- InvalidKey
-    +-- ProtocolViolation              the peer broke a protocol: it costs that peer its stream or connection
-    |   +-- DecodeError                bytes that are no message: truncated, malformed, out of range
-    |   |   +-- FrameTooLarge
-    |   +-- AuthenticationFailed       a signature, a tag or a certificate that does not verify
-    |       +-- PeerMismatch           somebody else answered
-    +-- NetworkError (OSError)         the world's fault: may work later or elsewhere
-    |   +-- DialFailed                 every address failed; `attempts` says how each did
-    |   +-- ConnectionClosed
-    |   +-- StreamClosed               the stream ended before what was asked for
-    |   +-- StreamReset
-    |   +-- ProtocolNotSupported       the peer speaks none of the protocols asked for
-    |   +-- LimitedConnection          not allowed over a relayed connection with limits
-    |   +-- ResourceLimit              one of our own limits refused it
-    |   +-- NoReservation              we hold none, and were asked for what needs one
-    +-- TimedOut (TimeoutError)        `what` took longer than `seconds`
-    +-- RelayRefused                   a relay said no; `status` is its wire status
-    |   +-- ReservationRefused
-    |   +-- ResourceLimitExceeded
-    |   +-- PermissionDenied
-    |   +-- RelayConnectionFailed
-    |   +-- PeerHasNoReservation
-    |   +-- RelayedMessageMalformed
-    |   +-- RelayedMessageUnexpected
-    +-- PunchFailed                    no direct connection; `reason` says why in a sentence
+FlareError
++-- UsageError (ValueError)        the caller's mistake: fix the call
+|   +-- InvalidMultiaddr
+|   +-- InvalidPeerId
+|   +-- InvalidKey
++-- ProtocolViolation              the peer broke a protocol: it costs that peer its stream or connection
+|   +-- DecodeError                bytes that are no message: truncated, malformed, out of range
+|   |   +-- FrameTooLarge
+|   +-- AuthenticationFailed       a signature, a tag or a certificate that does not verify
+|       +-- PeerMismatch           somebody else answered
++-- NetworkError (OSError)         the world's fault: may work later or elsewhere
+|   +-- DialFailed                 every address failed; `attempts` says how each did
+|   +-- ConnectionClosed
+|   +-- StreamClosed               the stream ended before what was asked for
+|   +-- StreamReset
+|   +-- ProtocolNotSupported       the peer speaks none of the protocols asked for
+|   +-- LimitedConnection          not allowed over a relayed connection with limits
+|   +-- ResourceLimit              one of our own limits refused it
+|   +-- NoReservation              we hold none, and were asked for what needs one
++-- TimedOut (TimeoutError)        `what` took longer than `seconds`
++-- RelayRefused                   a relay said no; `status` is its wire status
+|   +-- ReservationRefused
+|   +-- ResourceLimitExceeded
+|   +-- PermissionDenied
+|   +-- RelayConnectionFailed
+|   +-- PeerHasNoReservation
+|   +-- RelayedMessageMalformed
+|   +-- RelayedMessageUnexpected
++-- PunchFailed                    no direct connection; `reason` says why in a sentence
 """
 
 from __future__ import annotations

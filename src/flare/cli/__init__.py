@@ -25,7 +25,9 @@ def parser() -> argparse.ArgumentParser:
         description="Reach a peer behind a NAT: relayed at first, direct as soon as a hole is punched.",
     )
     top.add_argument("--version", action="version", version=f"flare {__version__}")
-    top.add_argument("-v", "--verbose", action="count", default=0, help="more on stderr; twice for everything")
+    top.add_argument(
+        "-v", "--verbose", action="count", default=0, help="more on stderr; twice for everything"
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in COMMANDS:
         module.add_parser(commands)
@@ -36,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     args = parser().parse_args(argv)
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(args.verbose, 2)]
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
     try:
         code: int = args.run(args)
     except FlareError as error:

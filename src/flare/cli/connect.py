@@ -27,9 +27,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "With --json the facts go to stderr, since stdout carries the stream.",
     )
     parser.add_argument("address", metavar="ADDR", type=address, help="multiaddr of the peer")
-    parser.add_argument("protocol", metavar="PROTOCOL", nargs="?", default=echo.PROTOCOL, help="default: %(default)s")
+    parser.add_argument(
+        "protocol", metavar="PROTOCOL", nargs="?", default=echo.PROTOCOL, help="default: %(default)s"
+    )
     parser.add_argument("--relayed", action="store_true", help="do not wait for a direct connection")
-    parser.add_argument("--timeout", metavar="S", type=float, default=30.0, help="seconds for going direct (default 30)")
+    parser.add_argument(
+        "--timeout", metavar="S", type=float, default=30.0, help="seconds for going direct (default 30)"
+    )
     add_common(parser)
     parser.set_defaults(run=run)
 

@@ -27,7 +27,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="be reachable through relays and go direct when somebody comes",
         description="Reserve a place on each relay, print the addresses to dial, and answer ping and /echo/1.0.0.",
     )
-    parser.add_argument("--relay", metavar="ADDR", type=address, action="append", default=[], help="relay to reserve on")
+    parser.add_argument(
+        "--relay", metavar="ADDR", type=address, action="append", default=[], help="relay to reserve on"
+    )
     parser.add_argument(
         "--listen",
         metavar="ADDR",
@@ -53,7 +55,9 @@ def run(args: argparse.Namespace) -> int:
         ) as host:
             host.handle(echo.PROTOCOL, echo.serve)
             addrs = [str(addr) for addr in host.full_addrs]
-            out.fact("listening", "listening on\n  " + "\n  ".join(addrs), peer=str(host.peer_id), addrs=addrs)
+            out.fact(
+                "listening", "listening on\n  " + "\n  ".join(addrs), peer=str(host.peer_id), addrs=addrs
+            )
             host.on_event(lambda event: _show(out, event))
             await stop.wait()
         return 0
@@ -86,7 +90,9 @@ def _show(out: Output, event: Event) -> None:
         case ConnectionOpened(peer, addr, path, True, _):
             out.fact("connection", f"{peer.short()} is here, {path}", peer=peer, addr=addr, path=path)
         case ConnectionLost(peer, addr, path, reason):
-            out.fact("connection-lost", f"{peer.short()} has gone, {path}", peer=peer, path=path, reason=reason)
+            out.fact(
+                "connection-lost", f"{peer.short()} has gone, {path}", peer=peer, path=path, reason=reason
+            )
         case PunchStarted(peer, role):
             out.fact("punch", f"going direct with {peer.short()} ...", peer=peer, role=role)
         case PunchSucceeded(peer, path, attempts, seconds):

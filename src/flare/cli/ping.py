@@ -25,7 +25,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "(exit code 0) or when it is clear why it cannot be (exit code 1).",
     )
     parser.add_argument("address", metavar="ADDR", type=address, nargs="+", help="multiaddr(s) of one peer")
-    parser.add_argument("--relay", metavar="ADDR", type=address, action="append", default=[], help="relay to try")
+    parser.add_argument(
+        "--relay", metavar="ADDR", type=address, action="append", default=[], help="relay to try"
+    )
     parser.add_argument(
         "--listen",
         metavar="ADDR",
@@ -33,9 +35,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="append",
         help="multiaddr to listen on and dial from (default: /ip4/0.0.0.0/tcp/0 and /ip6/::/tcp/0)",
     )
-    parser.add_argument("--count", metavar="N", type=int, default=0, help="stop after N pongs, whatever the path")
-    parser.add_argument("--interval", metavar="S", type=float, default=0.5, help="seconds between pings (default 0.5)")
-    parser.add_argument("--timeout", metavar="S", type=float, default=30.0, help="seconds for going direct (default 30)")
+    parser.add_argument(
+        "--count", metavar="N", type=int, default=0, help="stop after N pongs, whatever the path"
+    )
+    parser.add_argument(
+        "--interval", metavar="S", type=float, default=0.5, help="seconds between pings (default 0.5)"
+    )
+    parser.add_argument(
+        "--timeout", metavar="S", type=float, default=30.0, help="seconds for going direct (default 30)"
+    )
     add_common(parser)
     parser.set_defaults(run=run)
 
@@ -96,7 +104,9 @@ async def _until_direct(
         if decided and not args.count:
             return None
         if current.closed or misses >= MAX_MISSES:
-            out.fact("failed", f"the connection is gone: {current.close_reason}", reason=str(current.close_reason))
+            out.fact(
+                "failed", f"the connection is gone: {current.close_reason}", reason=str(current.close_reason)
+            )
             return 1
         if decided:
             await asyncio.sleep(args.interval)
