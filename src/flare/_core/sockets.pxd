@@ -39,8 +39,8 @@ cdef extern from *:
     #endif
     }
 
-    /* A thread with a short slice is soon on a processor when it wakes, where others are busy: Linux 6.12 lets
-       anyone ask for it, older ones take no notice. Returns what flare_calm takes; 0: nothing was set. */
+    /* A thread with a short slice is soon on a processor when it wakes, where others are busy: Linux 6.12
+       lets anyone ask for it, older ones take no notice. Returns what flare_calm takes; 0: nothing was set. */
     typedef struct {
         uint32_t size, policy;
         uint64_t flags;
