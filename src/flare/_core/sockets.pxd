@@ -40,7 +40,7 @@ cdef extern from *:
     }
 
     /* A thread with a short slice is soon on a processor when it wakes, where others are busy: Linux 6.12
-       lets anyone ask for it, older ones take no notice. Returns what flare_calm takes; 0: nothing was set. */
+       lets anyone ask for it, older ones ignore it. Returns what flare_calm takes; 0: nothing was set. */
     typedef struct {
         uint32_t size, policy;
         uint64_t flags;
