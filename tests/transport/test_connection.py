@@ -277,6 +277,17 @@ class TestServingLate:
 
 class TestEnding:
     @aio
+    async def test_a_closed_connection_has_no_streams(self) -> None:
+        async with Node() as a, Node() as b:
+            near = await a.dial(b)
+            stream = await near.open_stream("/echo")
+            assert near.streams == [stream]
+            near.abort()
+            await near.wait_closed()
+            assert stream.finished
+            assert near.streams == []
+
+    @aio
     async def test_close_reaches_the_peer_and_every_stream(self) -> None:
         async with Node() as a, Node() as b:
             near = await a.dial(b)

@@ -117,7 +117,7 @@ class Stream:
     def finished(self) -> bool:
         """Over in both directions."""
         core = self.core
-        return core.is_reset or (core.write_closed and core.read_closed)
+        return core.is_reset or (core.write_closed and core.read_closed) or self.connection.closed
 
     def keep(self) -> None:
         """The stream outlives its handler: the handler's return does not close it."""
