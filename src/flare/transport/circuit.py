@@ -126,8 +126,9 @@ async def _pump(
         results = await asyncio.gather(sending, receiving, closing, return_exceptions=True)
         if not connection.closed:
             reason = next((error for error in results if isinstance(error, FlareError)), None)
-            ended = "the peer closed the connection" if goodbyes else "the circuit ended"
-            connection.abort(reason or NetworkError(ended))
+            if goodbyes:  # how the stream ended after that is no news
+                reason = NetworkError("the peer closed the connection")
+            connection.abort(reason or NetworkError("the circuit ended"))
         stream.close_now()
 
 
