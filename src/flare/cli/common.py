@@ -1,4 +1,4 @@
-"""What the commands share: output, identity, arguments, and an event loop that ends cleanly on SIGINT and SIGTERM."""
+"""What the commands share: output, identity, arguments, and an event loop that ends cleanly on a signal."""
 
 from __future__ import annotations
 
@@ -19,11 +19,16 @@ from ..wire.multiaddr import Multiaddr
 
 
 class Output:
-    """Prints facts: JSON objects with `--json`, sentences without. Each line is flushed, for whoever reads a pipe."""
+    """Prints facts: JSON objects with `--json`, sentences without. Each line is flushed.
+
+    When nobody reads any more, `broken` is true, `on_broken` is called, and the rest is dropped.
+    """
 
     def __init__(self, as_json: bool, to: TextIO | None = None) -> None:
         self.as_json = as_json
         self.to = to or sys.stdout
+        self.broken = False
+        self.on_broken: Callable[[], None] = lambda: None
 
     def fact(self, event: str, text: str | None, **fields: Any) -> None:
         """One fact. `text` is its sentence for people; None: only with `--json`."""
@@ -33,12 +38,33 @@ class Output:
             return
         else:
             line = text
-        self.to.write(line + "\n")
-        self.to.flush()
+        if self.broken:
+            return
+        try:
+            self.to.write(line + "\n")
+            self.to.flush()
+        except BrokenPipeError:
+            self.broken = True
+            silence(self.to)
+            self.on_broken()
+
+
+def silence(to: TextIO) -> None:
+    """Let what is written from now on, and what is still to be flushed, vanish."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, to.fileno())
+    os.close(nowhere)
+
+
+def add_verbose(parser: argparse.ArgumentParser, default: Any = argparse.SUPPRESS) -> None:
+    """`-v`, before the command and after it."""
+    parser.add_argument(
+        "-v", "--verbose", action="count", default=default, help="more on stderr; twice for everything"
+    )
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
-    """`--identity` and `--json`."""
+    """`--identity`, `--json` and `-v`."""
     parser.add_argument(
         "--identity",
         metavar="FILE",
@@ -46,6 +72,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         help="private key file, made when it is missing; without it a new identity each time",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per line on stdout")
+    add_verbose(parser)
 
 
 def address(text: str) -> Multiaddr:
@@ -56,6 +83,22 @@ def address(text: str) -> Multiaddr:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def seconds(text: str) -> float:
+    """An argparse type: a time that is not negative."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds")
+    return value
+
+
+def number(text: str) -> int:
+    """An argparse type: a count."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is less than nothing")
+    return value
+
+
 def identity_from(path: Path | None) -> Identity:
     """The identity in the file, which is made (mode 0600) when it is missing."""
     if path is None:
@@ -63,23 +106,28 @@ def identity_from(path: Path | None) -> Identity:
     if path.exists():
         return Identity.load(path)
     identity = Identity.generate()
-    identity.save(path)
+    try:
+        identity.save(path)
+    except FileExistsError:  # made by another in this very moment
+        return Identity.load(path)
     return identity
 
 
-def run_until_signal(main: Callable[[asyncio.Event], Coroutine[Any, Any, int]]) -> int:
+def run_until_signal(main: Callable[[asyncio.Event], Coroutine[Any, Any, int]], out: Output) -> int:
     """Run `main(stop)` on uvloop when it is installed, else on asyncio's loop; SIGINT and SIGTERM set `stop`.
 
-    A second signal cancels `main`.
+    So does the end of who reads `out`, and then the result is 1. A second signal cancels `main`: 130.
     """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_with_signals(main))
+        code = runner.run(_with_signals(main, out))
+    return 1 if out.broken else code
 
 
-async def _with_signals(main: Callable[[asyncio.Event], Coroutine[Any, Any, int]]) -> int:
+async def _with_signals(main: Callable[[asyncio.Event], Coroutine[Any, Any, int]], out: Output) -> int:
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     stop = asyncio.Event()
+    out.on_broken = stop.set
 
     def on_signal() -> None:
         if stop.is_set() and task is not None:

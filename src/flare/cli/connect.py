@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import sys
 import threading
+from collections.abc import Callable
+from typing import TypeVar
 
-from ..errors import FlareError
+from ..errors import FlareError, ProtocolNotSupported
 from ..host import Host
 from ..protocols import echo
+from ..transport.connection import Connection
 from ..transport.stream import Stream
-from .common import Output, add_common, address, identity_from, run_until_signal, unless_stopped
+from .common import (
+    Output,
+    add_common,
+    address,
+    identity_from,
+    run_until_signal,
+    seconds,
+    silence,
+    unless_stopped,
+)
 
 CHUNK = 64 * 1024
-CHUNKS_AHEAD = 4  # read from stdin and not yet taken by the stream
+
+T = TypeVar("T")
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -23,8 +37,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "connect",
         help="join stdin and stdout to a stream of a peer",
-        description="Open a stream of PROTOCOL at the peer; stdin goes out, what comes back goes to stdout. "
-        "With --json the facts go to stderr, since stdout carries the stream.",
+        description="Open a stream of PROTOCOL at the peer; stdin goes out, what comes back goes to stdout, "
+        "until the peer closes its side. With --json the facts go to stderr: stdout carries the stream.",
     )
     parser.add_argument("address", metavar="ADDR", type=address, help="multiaddr of the peer")
     parser.add_argument(
@@ -32,21 +46,21 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--relayed", action="store_true", help="do not wait for a direct connection")
     parser.add_argument(
-        "--timeout", metavar="S", type=float, default=30.0, help="seconds for going direct (default 30)"
+        "--timeout", metavar="S", type=seconds, default=30.0, help="seconds for going direct (default 30)"
     )
     add_common(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Connect, go direct unless told otherwise, and copy until both sides have closed."""
+    """Connect, go direct unless told otherwise, and copy until the peer closes its side."""
     out = Output(args.json, sys.stderr)
 
     async def main(stop: asyncio.Event) -> int:
         async with Host(identity=identity_from(args.identity)) as host:
             return await unless_stopped(stop, _connect(args, host, out))
 
-    return run_until_signal(main)
+    return run_until_signal(main, out)
 
 
 async def _connect(args: argparse.Namespace, host: Host, out: Output) -> int:
@@ -57,38 +71,69 @@ async def _connect(args: argparse.Namespace, host: Host, out: Output) -> int:
         except FlareError as error:
             out.fact("relayed", f"relayed: {error}", reason=str(error))
     out.fact("connected", f"connected, {connection.path}", path=connection.path, peer=connection.remote_peer)
-    async with connection.open_stream(args.protocol, allow_limited=True) as stream:
+    async with await _open(connection, args.protocol) as stream:
         sending = asyncio.ensure_future(_send(stream))
         try:
             while data := await stream.read():
-                sys.stdout.buffer.write(data)
-                sys.stdout.buffer.flush()
+                await _detached(lambda data=data: _write(data))  # type: ignore[misc]
+        except BrokenPipeError:
+            silence(sys.stdout)
+            raise
         finally:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
     return 0
 
 
+async def _open(connection: Connection, protocol: str) -> Stream:
+    try:
+        return await connection.open_stream(protocol, allow_limited=True)
+    except ProtocolNotSupported as error:
+        if connection.is_limited:
+            words = f"{error} over a relayed connection with limits; it may over a direct one"
+            raise FlareError(words) from error
+        raise
+
+
 async def _send(stream: Stream) -> None:
     """Stdin to the stream, then a half-close."""
-    chunks: asyncio.Queue[bytes] = asyncio.Queue()
-    room = threading.Semaphore(CHUNKS_AHEAD)
-    loop = asyncio.get_running_loop()
-
-    def read() -> None:
-        # a thread that may be left behind: a read from a terminal can't be cancelled, and must not keep us from ending
-        while True:
-            room.acquire()
-            data = os.read(sys.stdin.fileno(), CHUNK)
-            try:
-                loop.call_soon_threadsafe(chunks.put_nowait, data)
-            except RuntimeError:
-                return  # the loop has closed
-            if not data:
-                return
-
-    threading.Thread(target=read, name="stdin", daemon=True).start()
-    while data := await chunks.get():
+    while sys.stdin is not None and (data := await _detached(lambda: os.read(0, CHUNK))):
         await stream.write(data)
-        room.release()
     await stream.close_write()
+
+
+def _write(data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(1, left) :]
+
+
+async def _detached(function: Callable[[], T]) -> T:
+    """Run `function` in a thread that may be left behind.
+
+    A read from a terminal and a write to a pipe that nobody empties can't be cancelled, and must keep neither
+    the connection waiting nor us from ending.
+    """
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[T] = loop.create_future()
+
+    def settle(value: T | None, error: BaseException | None) -> None:
+        if result.done():
+            return
+        if error is not None:
+            result.set_exception(error)
+        else:
+            result.set_result(value)  # type: ignore[arg-type]
+
+    def work() -> None:
+        value: T | None = None
+        failure: OSError | None = None
+        try:
+            value = function()
+        except OSError as error:
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop has closed
+            loop.call_soon_threadsafe(settle, value, failure)
+
+    threading.Thread(target=work, name="stdio", daemon=True).start()
+    return await result

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from ..protocols import echo
 from ..events import (
     ConnectionLost,
     ConnectionOpened,
@@ -17,6 +16,8 @@ from ..events import (
     ReservationLost,
 )
 from ..host import Host
+from ..protocols import echo
+from ..wire.peer_id import PeerId
 from .common import Output, add_common, address, identity_from, run_until_signal
 
 
@@ -25,7 +26,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "listen",
         help="be reachable through relays and go direct when somebody comes",
-        description="Reserve a place on each relay, print the addresses to dial, and answer ping and /echo/1.0.0.",
+        description="Reserve a place on each relay, print the addresses to dial, and answer ping and "
+        "/echo/1.0.0, until SIGINT or SIGTERM.",
     )
     parser.add_argument(
         "--relay", metavar="ADDR", type=address, action="append", default=[], help="relay to reserve on"
@@ -53,36 +55,42 @@ def run(args: argparse.Namespace) -> int:
             relays=args.relay,
             punch=not args.no_punch,
         ) as host:
-            host.handle(echo.PROTOCOL, echo.serve)
+            host.handle(echo.PROTOCOL, echo.serve, allow_limited=True)
             addrs = [str(addr) for addr in host.full_addrs]
             out.fact(
                 "listening", "listening on\n  " + "\n  ".join(addrs), peer=str(host.peer_id), addrs=addrs
             )
-            host.on_event(lambda event: _show(out, event))
+            told: dict[PeerId, list[str]] = {}
+            host.on_event(lambda event: _show(out, event, told))
             await stop.wait()
         return 0
 
-    return run_until_signal(main)
+    return run_until_signal(main, out)
 
 
-def _show(out: Output, event: Event) -> None:
+def _show(out: Output, event: Event, told: dict[PeerId, list[str]]) -> None:
+    """`told` are the addresses through each relay that people have read already: refreshing is no news."""
     match event:
         case ReservationAccepted(relay, expires, addrs, limit):
             listed = [str(addr) for addr in addrs]
+            text = f"reserved on {relay.short()}: reach me at\n  " + "\n  ".join(listed)
             limits = {"duration": limit.duration, "data": limit.data} if limit else None
             out.fact(
                 "reserved",
-                f"reserved on {relay.short()}: reach me at\n  " + "\n  ".join(listed),
+                None if told.get(relay) == listed else text,
                 relay=str(relay),
                 addrs=listed,
                 expires=expires,
                 limit=limits,
             )
+            told[relay] = listed
         case ReservationLost(lost, reason, retry_in):
             who = lost.short() if lost is not None else "relay"
+            if lost is not None:
+                told.pop(lost, None)
             out.fact(
                 "reservation-lost",
-                f"no reservation on {who}: {reason}; again in {retry_in:.1f} s",
+                f"no place on {who}: {reason}; trying again in {retry_in:.1f} s",
                 relay=lost,
                 reason=reason,
                 retry_in=round(retry_in, 3),

@@ -6,12 +6,21 @@ import argparse
 import asyncio
 import time
 
-from ..errors import FlareError, PunchFailed
+from ..errors import FlareError, PunchFailed, UsageError
 from ..events import PunchSucceeded
 from ..host import Host
 from ..protocols import ping
 from ..transport.connection import Connection
-from .common import Output, add_common, address, identity_from, run_until_signal, unless_stopped
+from .common import (
+    Output,
+    add_common,
+    address,
+    identity_from,
+    number,
+    run_until_signal,
+    seconds,
+    unless_stopped,
+)
 
 MAX_MISSES = 5  # pings without an answer
 
@@ -21,8 +30,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "ping",
         help="reach a peer and go direct; exit code 0 when that worked",
-        description="Dial the peer, through a relay if need be, ping it, and stop when the connection is direct "
-        "(exit code 0) or when it is clear why it cannot be (exit code 1).",
+        description="Dial the peer, through a relay if need be, ping it, and stop when the connection is "
+        "direct (exit code 0) or when it is clear why it cannot be (exit code 1).",
     )
     parser.add_argument("address", metavar="ADDR", type=address, nargs="+", help="multiaddr(s) of one peer")
     parser.add_argument(
@@ -36,13 +45,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="multiaddr to listen on and dial from (default: /ip4/0.0.0.0/tcp/0 and /ip6/::/tcp/0)",
     )
     parser.add_argument(
-        "--count", metavar="N", type=int, default=0, help="stop after N pongs, whatever the path"
+        "--count", metavar="N", type=number, default=0, help="stop after N pongs, whatever the path"
     )
     parser.add_argument(
-        "--interval", metavar="S", type=float, default=0.5, help="seconds between pings (default 0.5)"
+        "--interval", metavar="S", type=seconds, default=0.5, help="seconds between pings (default 0.5)"
     )
     parser.add_argument(
-        "--timeout", metavar="S", type=float, default=30.0, help="seconds for going direct (default 30)"
+        "--timeout", metavar="S", type=seconds, default=30.0, help="seconds for going direct (default 30)"
     )
     add_common(parser)
     parser.set_defaults(run=run)
@@ -57,28 +66,32 @@ def run(args: argparse.Namespace) -> int:
         async with Host(identity=identity_from(args.identity), listen=args.listen) as host:
             return await unless_stopped(stop, _ping(args, host, out))
 
-    return run_until_signal(main)
+    return run_until_signal(main, out)
 
 
 async def _ping(args: argparse.Namespace, host: Host, out: Output) -> int:
     started = time.monotonic()
     targets = list(args.address)
-    peer = targets[0].peer_id
+    peer = next((addr.peer_id for addr in targets if addr.peer_id is not None), None)
     if peer is not None:
         targets += [relay / f"/p2p-circuit/p2p/{peer}" for relay in args.relay]
+    punched: list[PunchSucceeded] = []
+    host.on_event(lambda event: punched.append(event) if isinstance(event, PunchSucceeded) else None)
     try:
         connection = await host.connect(*targets, timeout=args.timeout)
+    except UsageError:
+        raise
     except FlareError as error:
         out.fact("failed", str(error), reason=str(error))
         return 1
-    punched: list[PunchSucceeded] = []
-    host.on_event(lambda event: punched.append(event) if isinstance(event, PunchSucceeded) else None)
     direct = asyncio.ensure_future(connection.direct(timeout=args.timeout))
+    await asyncio.sleep(0)  # a connection that is direct already says so at once
     try:
         code = await _until_direct(args, out, connection, direct)
         if code is not None:
             return code
-        return _verdict(out, direct, punched[0].attempts if punched else 0, time.monotonic() - started)
+        attempts = punched[0].attempts if punched else 0
+        return _verdict(out, connection, direct, attempts, time.monotonic() - started)
     finally:
         direct.cancel()
         await asyncio.gather(direct, return_exceptions=True)
@@ -93,8 +106,12 @@ async def _until_direct(
     """Ping on; the exit code, or None once `direct` is decided."""
     pongs = misses = 0
     while True:
+        if connection.closed and not direct.done():
+            await asyncio.wait((direct,))  # a punch that is under way may outlive the relayed connection
         decided = direct.done()
         current = direct.result() if decided and direct.exception() is None else connection
+        if current.closed and decided and not args.count:
+            return None
         if await _pong(out, current):
             pongs += 1
         else:
@@ -103,10 +120,11 @@ async def _until_direct(
             return 0
         if decided and not args.count:
             return None
-        if current.closed or misses >= MAX_MISSES:
-            out.fact(
-                "failed", f"the connection is gone: {current.close_reason}", reason=str(current.close_reason)
-            )
+        if current.closed and decided:
+            return _gone(out, current)
+        if misses >= MAX_MISSES:
+            reason = f"{misses} pings had no answer"
+            out.fact("failed", reason, reason=reason)
             return 1
         if decided:
             await asyncio.sleep(args.interval)
@@ -131,7 +149,15 @@ async def _pong(out: Output, connection: Connection) -> bool:
     return True
 
 
-def _verdict(out: Output, direct: asyncio.Future[Connection], attempts: int, seconds: float) -> int:
+def _gone(out: Output, connection: Connection) -> int:
+    reason = f"the connection is gone: {connection.close_reason or 'it was closed'}"
+    out.fact("failed", reason, reason=reason)
+    return 1
+
+
+def _verdict(
+    out: Output, connection: Connection, direct: asyncio.Future[Connection], attempts: int, seconds: float
+) -> int:
     error = direct.exception()
     if error is None:
         path = direct.result().path
@@ -139,6 +165,8 @@ def _verdict(out: Output, direct: asyncio.Future[Connection], attempts: int, sec
         return 0
     if not isinstance(error, FlareError):
         raise error
+    if connection.closed:
+        return _gone(out, connection)
     attempts = error.attempts if isinstance(error, PunchFailed) else 0
     out.fact("relayed", f"relayed: {error}", reason=str(error), attempts=attempts, seconds=round(seconds, 4))
     return 1

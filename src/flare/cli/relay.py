@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import socket
 
 from ..config import Config, RelayLimits
 from ..events import CircuitClosed, CircuitOpened, Event, ReservationMade
@@ -20,7 +21,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "relay",
         help="introduce peers to each other and carry what nothing else can",
-        description="Run a relay: peers behind NATs reserve a place, others reach them through it and go direct.",
+        description="Run a relay: peers behind NATs reserve a place, others reach them through it and go "
+        "direct. Ends with SIGINT or SIGTERM.",
     )
     parser.add_argument(
         "--listen",
@@ -40,7 +42,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--no-limits",
         action="store_true",
-        help="circuits without byte or time limit, and room for a million reservations: for a relay among friends",
+        help="circuits without byte or time limit, a million reservations: for a relay among friends",
     )
     add_common(parser)
     parser.set_defaults(run=run)
@@ -51,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     out = Output(args.json)
 
     async def main(stop: asyncio.Event) -> int:
-        listen = args.listen or [Multiaddr(text) for text in DEFAULT_LISTEN]
+        listen = args.listen or _default_listen()
         limits = RelayLimits.unlimited() if args.no_limits else RelayLimits()
         identity = identity_from(args.identity)
         async with Host(identity=identity, listen=listen, announce=args.announce, config=Config()) as host:
@@ -67,7 +69,18 @@ def run(args: argparse.Namespace) -> int:
                 await stop.wait()
         return 0
 
-    return run_until_signal(main)
+    return run_until_signal(main, out)
+
+
+def _default_listen() -> list[Multiaddr]:
+    """DEFAULT_LISTEN, without the family that this machine does not speak."""
+    listen = [Multiaddr(text) for text in DEFAULT_LISTEN]
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::", 0))
+    except OSError:
+        return [addr for addr in listen if not addr.has("ip6")]
+    return listen
 
 
 def _show(out: Output, event: Event) -> None:
