@@ -163,10 +163,18 @@ cdef inline int begin(aead* a, int direction, size_t ad_n, size_t n) noexcept no
 
 
 cdef inline void put_nonce(const aead* a, uint8_t* out) noexcept nogil:
+    cdef uint8_t counter[8]
     cdef int i
+    # loops without a branch in them: compilers make one store of each
+    if a.little_endian:
+        for i in range(8):
+            counter[i] = <uint8_t>(a.nonce >> (8 * i))
+    else:
+        for i in range(8):
+            counter[i] = <uint8_t>(a.nonce >> (56 - 8 * i))
     memcpy(out, a.iv, AEAD_IV)
     for i in range(8):
-        out[4 + i] ^= <uint8_t>(a.nonce >> (8 * i if a.little_endian else 56 - 8 * i))
+        out[4 + i] ^= counter[i]
 
 
 # libcrypto
