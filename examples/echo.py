@@ -1,4 +1,4 @@
-"""Two hosts in one program: a server that shouts back, and a client. Run it as it is: `python examples/echo.py`."""
+"""Two hosts in one program: a server that shouts back, and a client: `python examples/echo.py`."""
 
 import asyncio
 
