@@ -14,7 +14,7 @@ help:
 	@echo "make test-pythons  the same tests on every other Python from 3.11 to 3.14 found here"
 	@echo "make lab           the NAT matrix, both makes of NAT (root, nftables)"
 	@echo "make interop       against go-libp2p, rust-libp2p and js-libp2p (Go, Rust, Node; root for hole punching)"
-	@echo "make bench         micro benchmarks and the punch lateness; make bench-relay: the relay beside go and rust"
+	@echo "make bench         micro benchmarks and the punch lateness; make bench-relay: the relay beside go, rust and C"
 	@echo "make lint          ruff, cython-lint, mypy --strict"
 	@echo "make fuzz          every decoder, SECONDS each (default 20)"
 	@echo "make wheel         build a wheel and try it in a clean environment"
