@@ -138,6 +138,14 @@ class TestMapping:
         assert mapping.kind == "unknown"
         assert "5.5.5.5:4001" in mapping.sentence
 
+    def test_one_observer_of_another_port_is_a_doubt(self) -> None:
+        bench = Bench()
+        bench.seen("/ip4/5.5.5.5/tcp/31337", RELAY, initiator=True)
+        mapping = bench.book.mapping()
+        assert mapping.kind == "doubtful"
+        assert "5.5.5.5:31337" in mapping.sentence
+        assert "endpoint-dependent mapping" in mapping.sentence
+
     def test_two_that_agree_make_it_endpoint_independent(self) -> None:
         bench = Bench()
         bench.seen(OUTSIDE, RELAY)

@@ -265,6 +265,18 @@ class TestFailure:
             assert b.reason.endswith(DEPENDENT.sentence)
 
     @simulated
+    async def test_a_nat_that_gives_out_ports_is_named_by_both_sides(self) -> None:
+        doubtful = Mapping("doubtful", "our NAT gives out ports of its own")
+        inside = Multiaddr("/ip4/10.0.0.9/tcp/4001")
+        outside = Multiaddr("/ip4/5.6.7.8/tcp/53210")
+        own = {"mapping": lambda: doubtful, "own_addrs": lambda: [outside, inside]}
+        async with World(b=own) as world:
+            world.start()
+            a, b = await both(world)
+            assert doubtful.sentence in b.reason
+            assert "its NAT gives out ports of its own" in a.reason
+
+    @simulated
     async def test_a_peer_that_never_starts_is_named(self) -> None:
         async with World() as world:
             world.a.puncher.connected(world.at_a)  # type: ignore[arg-type]

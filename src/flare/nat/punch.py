@@ -24,7 +24,7 @@ from flare.nat.observed import Mapping
 from flare.nat.simultaneous import PunchTransport, TcpPunch
 from flare.protocols import dcutr
 from flare.protocols.dcutr import CLIENT, SERVER, initiator, responder
-from flare.protocols.dcutr.addresses import Targets, choose_targets
+from flare.protocols.dcutr.addresses import Targets, choose_targets, port_doubt
 from flare.transport.dial import dial_any
 from flare.wire.multiaddr import Multiaddr, is_public
 from flare.wire.peer_id import PeerId
@@ -58,6 +58,7 @@ class _Upgrade:
         self.outcome.add_done_callback(_retrieved)
         self.attempts = 0
         self.errors: list[str] = []
+        self.doubt = ""  # what the peer's addresses say of its NAT's mapping
         self.task: asyncio.Task[None] | None = None  # B's whole work
         self.punching: asyncio.Task[Connection] | None = None  # A's current attempt
         self.waiting: asyncio.TimerHandle | None = None  # A's patience for another one
@@ -377,6 +378,9 @@ class HolePuncher:
             del self._upgrades[upgrade.peer]
 
     def _choose(self, peer: PeerId, theirs: Sequence[Multiaddr]) -> Targets:
+        upgrade = self._upgrades.get(peer)
+        if upgrade is not None:
+            upgrade.doubt = port_doubt(theirs, is_public=self._is_public)
         return choose_targets(
             theirs, self._own_addrs(), peer, is_public=self._is_public, limit=self._config.punch.max_targets
         )
@@ -406,8 +410,10 @@ class HolePuncher:
         if upgrade.outcome.done():
             return
         mapping = self._mapping()
-        if mapping.kind == "endpoint-dependent":
+        if mapping.kind in ("endpoint-dependent", "doubtful"):
             reason = f"{reason}; {mapping.sentence}"
+        if upgrade.doubt:
+            reason = f"{reason}; {upgrade.doubt}"
         if upgrade.waiting is not None:
             upgrade.waiting.cancel()
         upgrade.outcome.set_exception(PunchFailed(reason, attempts=upgrade.attempts))

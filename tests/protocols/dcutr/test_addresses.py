@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flare.protocols.dcutr.addresses import choose_targets, connect_message
+from flare.protocols.dcutr.addresses import choose_targets, connect_message, port_doubt
 from flare.protocols.exchange import MESSAGE_LIMIT
 from flare.wire.messages import HolePunch
 from flare.wire.multiaddr import Multiaddr, is_public
@@ -81,3 +81,25 @@ class TestTargets:
             choose_targets([], [], ALICE.peer_id, is_public=is_public).sentence
             == "the peer offers no address"
         )
+
+
+class TestPortDoubt:
+    """A public port that is none of the peer's own points to a NAT that gives out ports (RFC 4787, 4.1)."""
+
+    @pytest.mark.parametrize(
+        ("addrs", "doubted"),
+        [
+            (["/ip4/10.0.0.1/tcp/4001", "/ip4/1.2.3.4/tcp/53210"], True),
+            (["/ip4/10.0.0.1/tcp/4001", "/ip4/1.2.3.4/tcp/4001"], False),
+            (["/ip4/10.0.0.1/tcp/4001", "/ip4/1.2.3.4/tcp/53210", "/ip4/1.2.3.4/tcp/4001"], False),
+            (["/ip4/1.2.3.4/tcp/53210"], False),
+            (["/ip4/10.0.0.1/tcp/4001"], False),
+            (["/ip4/127.0.0.1/tcp/4001", "/ip4/1.2.3.4/tcp/53210"], False),
+            (["/ip4/10.0.0.1/tcp/4001", "/ip4/1.2.3.4/udp/53210/quic-v1"], False),
+            ([], False),
+        ],
+    )
+    def test_it_is_said_of_those_peers_only(self, addrs: list[str], doubted: bool) -> None:
+        said = port_doubt([Multiaddr(addr) for addr in addrs], is_public=is_public)
+        assert ("endpoint-dependent mapping" in said) == doubted
+        assert not doubted or ("4001" in said and "1.2.3.4/tcp/53210" in said)
