@@ -230,6 +230,25 @@ class TestGoingDirect:
             await eventually(lambda: all(not c.is_relayed for c in listening.connections))
 
     @aio
+    async def test_a_direct_connection_that_breaks_within_the_grace_leaves_the_relayed_one(self) -> None:
+        everywhere = {"is_public": lambda addr: True}
+        async with through(UNLIMITED, listener=everywhere, dialer=everywhere) as (_, listening, dialling):
+            listening.handle("/echo/1", echo)
+            relayed = await dialling.connect(listening.peer_id)
+            direct = await relayed.direct(timeout=10)
+            direct.abort("pulled out")
+            await eventually(lambda: all(c.is_relayed for c in listening.connections_to(dialling.peer_id)))
+            await asyncio.sleep(2 * QUICK.punch.grace)
+            assert not relayed.closed
+            async with relayed.open_stream("/echo/1") as stream:
+                assert stream.connection is relayed
+            back = listening.connections_to(dialling.peer_id)[0]
+            again = await back.direct(timeout=10)
+            assert again.path == "direct/tcp"
+            assert not again.closed
+            assert (await relayed.direct(timeout=10)).path == "direct/tcp"
+
+    @aio
     async def test_a_host_that_does_not_punch_says_so(self) -> None:
         async with through(dialer={"punch": False}) as (_, listening, dialling):
             connection = await dialling.connect(listening.peer_id)

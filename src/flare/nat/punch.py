@@ -63,11 +63,17 @@ class _Upgrade:
         self.punching: asyncio.Task[Connection] | None = None  # A's current attempt
         self.waiting: asyncio.TimerHandle | None = None  # A's patience for another one
         self.lost = False  # the relayed connection is gone
+        self.again = False  # the direct connection of an earlier upgrade was lost before the relayed one
 
     @property
     def running(self) -> bool:
         """Something is under way that may still end well, even without the relayed connection."""
         return self.punching is not None or (self.task is not None and not self.task.done())
+
+    @property
+    def fell_through(self) -> bool:
+        """It led to a direct connection, and that is gone."""
+        return self.outcome.done() and self.outcome.exception() is None and self.outcome.result().closed
 
 
 class HolePuncher:
@@ -135,11 +141,7 @@ class HolePuncher:
             if upgrade is not None:
                 self._succeed(upgrade, connection)
             return
-        upgrade = self._upgrade(connection)
-        if not connection.initiator and upgrade.task is None and not upgrade.outcome.done():
-            upgrade.task = asyncio.get_running_loop().create_task(
-                self._initiate(upgrade), name=f"punch {peer}"
-            )
+        self._begin(self._upgrade(connection))
 
     def disconnected(self, connection: Connection) -> None:
         """A connection is gone; an upgrade that rode on it ends with what is under way now."""
@@ -158,6 +160,8 @@ class HolePuncher:
         if existing is not None:
             return existing
         upgrade = self._upgrade(connection)
+        if upgrade.again:
+            self._begin(upgrade)
         try:
             async with asyncio.timeout(timeout):
                 return await asyncio.shield(upgrade.outcome)
@@ -181,6 +185,13 @@ class HolePuncher:
             self._own_punch.close()
 
     # -- B
+
+    def _begin(self, upgrade: _Upgrade) -> None:
+        """Start it where that is for us to do: who accepted the relayed connection initiates."""
+        if not upgrade.relayed.initiator and upgrade.task is None and not upgrade.outcome.done():
+            upgrade.task = asyncio.get_running_loop().create_task(
+                self._initiate(upgrade), name=f"punch {upgrade.peer}"
+            )
 
     async def _initiate(self, upgrade: _Upgrade) -> None:
         """We accepted the relayed connection: dial the peer if it says it is public, and soon agree on a punch too."""
@@ -360,9 +371,11 @@ class HolePuncher:
     def _upgrade(self, relayed: Connection) -> _Upgrade:
         """The peer's upgrade: the one under way, or a new one on this relayed connection."""
         upgrade = self._upgrades.get(relayed.remote_peer)
-        if upgrade is None or (upgrade.outcome.done() and upgrade.relayed is not relayed):
+        again = upgrade is not None and upgrade.relayed is relayed and upgrade.fell_through
+        if upgrade is None or again or (upgrade.outcome.done() and upgrade.relayed is not relayed):
             full = len(self._active()) >= self._config.punch.max_active
             upgrade = self._upgrades[relayed.remote_peer] = _Upgrade(relayed, self._clock_ns)
+            upgrade.again = again
             if full:
                 self._fail(
                     upgrade,
@@ -396,15 +409,16 @@ class HolePuncher:
         self._forget(upgrade)
         if not self._closed:
             task = asyncio.get_running_loop().create_task(
-                self._retire(upgrade.relayed), name=f"retire {upgrade.peer}"
+                self._retire(upgrade.relayed, direct), name=f"retire {upgrade.peer}"
             )
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
 
-    async def _retire(self, relayed: Connection) -> None:
+    async def _retire(self, relayed: Connection, direct: Connection) -> None:
         """Close the relayed connection after its grace; new streams go direct (DCUtR.md, step 6)."""
         await asyncio.sleep(self._config.punch.grace)
-        await relayed.close()
+        if not direct.closed:
+            await relayed.close()
 
     def _fail(self, upgrade: _Upgrade, reason: str) -> None:
         if upgrade.outcome.done():
