@@ -45,5 +45,5 @@ setup(
             "embedsignature": True,
             "linetrace": COVERAGE,
         },
-    )
+    ),
 )

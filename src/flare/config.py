@@ -1,4 +1,7 @@
-"""Every limit and timeout, its default, and what it defends. Times are seconds, sizes bytes, 0 means no limit where said."""
+"""Every limit and timeout, its default, and what it defends.
+
+Times are seconds, sizes bytes; 0 means no limit where that is said.
+"""
 
 from __future__ import annotations
 

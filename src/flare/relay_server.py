@@ -19,8 +19,8 @@ from .wire.peer_id import PeerId
 class RelayServer:
     """Circuit Relay v2 on a host: `async with RelayServer(host, limits):` serves it while the block lasts.
 
-    `limits` are what reservations and circuits may cost; `acl` may refuse peers before any limit is asked; circuits
-    from or to `unlimited` peers carry no limit. What happens is in `host.events()`.
+    `limits` are what reservations and circuits may cost; `acl` may refuse peers before any limit is asked;
+    circuits from or to `unlimited` peers carry no limit. What happens is in `host.events()`.
     """
 
     def __init__(

@@ -1,1 +1,1 @@
-"""The compiled core: bytes, buffers, time. No policy and no asyncio; of flare it knows `flare.errors` only."""
+"""The compiled core: bytes, buffers, time. No policy, no asyncio; of flare it knows `flare.errors` only."""

@@ -1,7 +1,7 @@
 """From a relayed connection to a direct one: who starts, what is tried, and what is said when nothing works.
 
     we accepted the relayed connection (B):  wait for identify -> plain dial, if the peer has public addresses
-                                             -> and after its head start, DCUtR as its initiator, up to three attempts
+                                             -> soon DCUtR as its initiator too, up to three attempts
     we dialled it (A):                       wait for B's streams, answer each, connect as the client
 
 There is one upgrade per peer at a time. It ends with a direct connection, however it came, or with a reason.
@@ -194,7 +194,7 @@ class HolePuncher:
             )
 
     async def _initiate(self, upgrade: _Upgrade) -> None:
-        """We accepted the relayed connection: dial the peer if it says it is public, and soon agree on a punch too."""
+        """We accepted the relayed connection: dial the peer if it seems public, and soon agree on a punch."""
         try:
             connection = self._direct_to(upgrade.peer) or await self._race(upgrade)
         except PunchFailed as error:
@@ -208,7 +208,7 @@ class HolePuncher:
             self._succeed(upgrade, connection)
 
     async def _race(self, upgrade: _Upgrade) -> Connection:
-        """The plain dial, and after its head start the punch beside it: many an address that looks public is a NAT's."""
+        """The plain dial, and after its head start the punch too: many an address that looks public is a NAT's."""
         loop = asyncio.get_running_loop()
         reversing = loop.create_task(self._reverse(upgrade), name=f"dial {upgrade.peer}")
         punching: asyncio.Task[initiator.Upgraded] | None = None

@@ -1,4 +1,4 @@
-"""/echo/1.0.0: send back what comes, until the other side half-closes. For tries and tests; not part of libp2p."""
+"""/echo/1.0.0: send back what comes, until the other side half-closes. For tries; not part of libp2p."""
 
 from __future__ import annotations
 

@@ -211,7 +211,9 @@ class TestReservation:
         counters = bench.service.counters
         assert (counters.reservations_opened, counters.reservations_renewed) == (1, 1)
         expires = [first.reservation.expire, second.reservation.expire]
-        assert bench.events == [ReservationMade(ALICE.peer_id, expire) for expire in expires], "each refresh is told"
+        assert bench.events == [ReservationMade(ALICE.peer_id, expire) for expire in expires], (
+            "each refresh is told"
+        )
 
     @simulated
     async def test_a_refusal_makes_no_event(self) -> None:

@@ -88,8 +88,8 @@ def choose_targets(
 def port_doubt(theirs: Sequence[Multiaddr], *, is_public: IsPublic) -> str:
     """What a peer's addresses say against aiming at its public one; "" when they say nothing.
 
-    A peer that is public under another port than it listens on stands behind a NAT that gives out ports of its own. With
-    endpoint-dependent mapping (RFC 4787, 4.1) that port is the relay's alone, and ours is another.
+    A peer that is public under another port than it listens on stands behind a NAT that gives out ports of its
+    own. With endpoint-dependent mapping (RFC 4787, 4.1) that port is the relay's alone, and ours is another.
     """
     tcp = [addr for addr in theirs if addr.transport == "tcp" and not addr.is_circuit]
     public = [addr for addr in tcp if is_public(addr)]
@@ -97,6 +97,6 @@ def port_doubt(theirs: Sequence[Multiaddr], *, is_public: IsPublic) -> str:
     if not public or not own_ports or any(addr.port in own_ports for addr in public):
         return ""
     return (
-        f"the peer listens on port {min(filter(None, own_ports))} and is known as {public[0]}: its NAT gives out ports of its "
-        "own, and if it gives another for each destination (endpoint-dependent mapping), nobody can aim at it"
+        f"the peer listens on port {min(filter(None, own_ports))} and is known as {public[0]}: "
+        "its NAT gives out ports of its own, and if it gives another for each destination (endpoint-dependent mapping), nobody can aim at it"
     )
