@@ -1,4 +1,4 @@
-"""Everything flare raises, in one tree: local misuse, remote violation and plain failure are different branches.
+"""Everything flare raises, in one tree. Local misuse, remote violation and plain failure are branches.
 
 FlareError
 +-- UsageError (ValueError)        the caller's mistake: fix the call

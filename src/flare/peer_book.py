@@ -1,4 +1,4 @@
-"""What is known of peers that were met: addresses, protocols, agent. Bounded: the least recently used goes."""
+"""What is known of peers that were met: addresses, protocols, agent. Bounded: the least used goes."""
 
 from __future__ import annotations
 

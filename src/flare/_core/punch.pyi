@@ -60,7 +60,8 @@ def punch(
     other family than `local` leave from its wildcard address. The port (not 0, which is any, and another
     for each target) is listened on meanwhile, by `listener_fd` (non-blocking; it stays the caller's, who
     may go on accepting) or, with `listen`, by a listener made for it. A peer that comes before the
-    deadline is taken at once. The punch ends `timeout_ns` after the deadline, or when `cancel_fd` becomes readable. `rtt_ns` spaces connects
+    deadline is taken at once. The punch ends `timeout_ns` after the deadline, or when `cancel_fd` becomes
+    readable. `rtt_ns` spaces connects
     after failures other than a RST (0: 500 ms assumed); `seed` makes the waits after a RST repeatable
     (0: random).
 

@@ -227,7 +227,7 @@ cdef void put_data(mux* m, stream* s, const uint8_t* data, size_t n) noexcept no
 
 
 cdef inline size_t room_of(const mux* m, bint control) noexcept nogil:
-    """Bulk may fill little more than a quarter of the output buffer: it stays short for whoever comes next."""
+    """Bulk may fill little more than a quarter of the output buffer: it stays short for the next."""
     cdef size_t unsent = m.out.end - m.out.start
     cdef size_t limit = m.limits.high_water
     if not control:

@@ -160,7 +160,7 @@ def _judge_mapping(listener: Listener, seen_by: dict[Endpoint, Endpoint], local_
     if port != listener[2]:
         return Mapping(
             "doubtful",
-            f"our NAT shows port {listener[2]} as {_show(seen[0])} to the only observer there is: it gives out "
+            f"our NAT shows port {listener[2]} as {_show(seen[0])} to the only observer: it gives out "
             "ports of its own, and if it gives another for each destination (endpoint-dependent mapping), "
             "nobody can be told which",
         )

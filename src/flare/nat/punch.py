@@ -208,7 +208,7 @@ class HolePuncher:
             self._succeed(upgrade, connection)
 
     async def _race(self, upgrade: _Upgrade) -> Connection:
-        """The plain dial, and after its head start the punch too: many an address that looks public is a NAT's."""
+        """The plain dial and, after its head start, the punch: what looks public is often a NAT's."""
         loop = asyncio.get_running_loop()
         reversing = loop.create_task(self._reverse(upgrade), name=f"dial {upgrade.peer}")
         punching: asyncio.Task[initiator.Upgraded] | None = None

@@ -88,7 +88,7 @@ def choose_targets(
 def port_doubt(theirs: Sequence[Multiaddr], *, is_public: IsPublic) -> str:
     """What a peer's addresses say against aiming at its public one; "" when they say nothing.
 
-    A peer that is public under another port than it listens on stands behind a NAT that gives out ports of its
+    A peer that is public under another port than it listens on is behind a NAT that gives out ports of its
     own. With endpoint-dependent mapping (RFC 4787, 4.1) that port is the relay's alone, and ours is another.
     """
     tcp = [addr for addr in theirs if addr.transport == "tcp" and not addr.is_circuit]
@@ -98,5 +98,6 @@ def port_doubt(theirs: Sequence[Multiaddr], *, is_public: IsPublic) -> str:
         return ""
     return (
         f"the peer listens on port {min(filter(None, own_ports))} and is known as {public[0]}: "
-        "its NAT gives out ports of its own, and if it gives another for each destination (endpoint-dependent mapping), nobody can aim at it"
+        "its NAT gives out ports of its own, and if it gives another for each destination "
+        "(endpoint-dependent mapping), nobody can aim at it"
     )
