@@ -30,12 +30,15 @@ from flare.events import ReservationLost
 from flare.host import Host
 from flare.protocols.relay import HOP_PROTOCOL, STOP_PROTOCOL, connect, reserve
 from flare.relay_server import RelayServer
+from flare.transport.circuit import StreamChannel
 from flare.transport.stream import Stream
+from flare.transport.upgrade import RecordChannel, upgrade
 from flare.wire.messages import HopMessage, Status, StopMessage
 from tests.adversity.circuits import Relayed, relayed, serve_raw, touching
 from tests.adversity.scene import LOOPBACK, PATIENCE, QUICK, SLACK, scene
 from tests.support import bad_peers
 from tests.support.aio import aio, eventually, run
+from tests.support.hostile import SYN, WINDOW, header
 from tests.support.proxy import Cut, Fault, Mangle, Plan, Stall
 
 UP, DOWN = 248, 246  # bytes of the handshake from the dialler, and from the listener
@@ -324,3 +327,38 @@ class TestLosses:
                     await eventually(lambda: any(addr.is_circuit for addr in listener.addrs))
                     again_connected = await dialler.connect(f"{at}/p2p-circuit/p2p/{listener.peer_id}")
                     assert again_connected.is_relayed
+
+
+class TestPeersInside:
+    """What one end of a circuit may do to the other: the relay carries it all, and does not see it."""
+
+    @aio
+    async def test_a_flood_of_streams_from_a_peer_that_never_reads(self) -> None:
+        config = replace(Config(), mux=replace(QUICK.mux, max_streams=4, send_high_water=64 * KIB))
+        limits = RelayLimits.unlimited()
+        async with relayed(limits, config=config) as there, Host(listen=[], punch=False) as dialler:
+            stream, _ = await there.raw(dialler)
+            channel = StreamChannel(stream, "the listener")
+            upgraded = await upgrade(
+                channel, dialler.identity, initiator=True, expected_peer=None, timeouts=config.timeouts
+            )
+            records = RecordChannel(channel, upgraded.records)
+            await eventually(lambda: there.listener.connections_to(dialler.peer_id))
+            (connection,) = there.listener.connections_to(dialler.peer_id)
+
+            async def flood() -> None:
+                with contextlib.suppress(FlareError):
+                    for first in range(1, 1 << 22, 10000):
+                        opened = range(first, first + 10000, 2)
+                        await records.write(b"".join(header(WINDOW, SYN, n, 0) for n in opened))
+
+            flooding = asyncio.ensure_future(flood())
+            most = 0
+            for _ in range(150):
+                await asyncio.sleep(0.01)
+                most = max(most, connection.link.unsent)
+            flooding.cancel()
+            await asyncio.gather(flooding, return_exceptions=True)
+            stream.reset()
+            assert connection.link.stats.refused_streams > 10_000
+            assert most < MIB, "a mark of 64 KiB, the slack for control frames, one receive"

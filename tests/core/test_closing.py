@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from dataclasses import replace
 
 import pytest
 
 from flare._core.engine import Engine
-from flare._core.link import NoiseRecords
+from flare._core.link import NoiseRecords, PlainRecords
 from flare.config import MuxLimits
 from flare.errors import AuthenticationFailed, ConnectionClosed
 
@@ -56,4 +57,27 @@ def test_a_record_that_never_ends_keeps_no_link_alive() -> None:
         link.feed(b"x")
         engine.run_pass(5_000_000)
     assert "no keepalive ping" in str(ended)
+    engine.close()
+
+
+def test_a_memory_link_says_when_it_holds_enough_and_when_there_is_room_again() -> None:
+    engine = Engine()
+    limits = replace(MuxLimits(), max_streams=1, send_high_water=64 * 1024)
+    link = engine.attach_memory(record=PlainRecords(), initiator=False, limits=limits)
+    calls: list[None] = []
+    link.on_output = calls.append
+    flood = b"".join(struct.pack(">BBHII", 0, 1, 1, n, 0) for n in range(1, 10001, 2))
+    fed = 0
+    while not link.paused:
+        link.feed(flood)
+        fed += len(flood)
+        flood = b"".join(struct.pack(">BBHII", 0, 1, 1, fed * 2 + n, 0) for n in range(1, 10001, 2))
+        engine.run_pass()
+    assert link.unsent >= 64 * 1024
+    assert fed < 1024 * 1024
+    calls.clear()
+    link.take_output()
+    engine.run_pass()
+    assert not link.paused
+    assert calls
     engine.close()

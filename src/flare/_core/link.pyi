@@ -35,7 +35,7 @@ class Link:
     on_goaway: Callable[[int], object] | None
     """The peer opens and takes no more streams; the code is 0 normal, 1 protocol error, 2 internal error."""
     on_output: Callable[[None], object] | None
-    """Memory links: `take_output` has something."""
+    """Memory links: `take_output` has something, or `paused` is over."""
 
     @property
     def engine(self) -> Engine: ...
@@ -49,6 +49,9 @@ class Link:
     @property
     def rtt_ns(self) -> int:
         """Round trip by yamux ping; 0: not measured yet."""
+    @property
+    def paused(self) -> bool:
+        """Holds as much as it may, unread or unsent: feed it no more until `on_output` is called and this is over."""
     @property
     def unsent(self) -> int:
         """Bytes in the output buffer."""

@@ -233,6 +233,10 @@ cdef class Link:
         return self.use().state == LINK_DEAD
 
     @property
+    def paused(self):
+        return bool(self.use().mux.paused)
+
+    @property
     def unsent(self):
         cdef mux* m = &self.use().mux
         return m.out.end - m.out.start

@@ -92,10 +92,13 @@ cdef void watch(link* ln) noexcept nogil:
     cdef mux* m = &ln.mux
     cdef int what = WATCH_READ
     cdef int error
+    cdef bint was_paused = m.paused
     m.paused = (
         m.buffered >= m.limits.max_receive
         or m.out.end - m.out.start >= m.limits.high_water + CONTROL_SLACK
     )
+    if ln.in_memory and was_paused and not m.paused:
+        notify(m.core, &m.node, MUX_OUTPUT)  # whoever feeds it may go on
     if m.paused:
         what = WATCH_NONE
     if m.blocked:
@@ -178,6 +181,8 @@ cdef void link_feed(link* ln, const uint8_t* data, size_t n) noexcept nogil:
             take(ln, scratch, part)
         data += part
         n -= part
+    if ln.state == LINK_OPEN:
+        watch(ln)
 
 
 cdef bint finish_partial(link* ln) noexcept nogil:

@@ -88,12 +88,18 @@ async def secure(
         relay=relay,
     )
     output = asyncio.Event()
-    link.on_output = lambda _: output.set()
+    room = asyncio.Event()
+
+    def on_output(_: None) -> None:
+        output.set()
+        room.set()
+
+    link.on_output = on_output
     output.set()
     goodbyes: list[int] = []
     link.on_goaway = goodbyes.append
     tasks.start(
-        _pump(connection, stream, link, upgraded.leftover, output, goodbyes),
+        _pump(connection, stream, link, upgraded.leftover, output, room, goodbyes),
         f"circuit with {upgraded.remote_peer}",
     )
     return connection
@@ -105,11 +111,12 @@ async def _pump(
     link: Link,
     leftover: bytes,
     output: asyncio.Event,
+    room: asyncio.Event,
     goodbyes: list[int],
 ) -> None:
     """Carry bytes both ways until the stream or the connection ends; then end the other."""
     sending = asyncio.ensure_future(_send(stream, link, output))
-    receiving = asyncio.ensure_future(_receive(stream, link, leftover))
+    receiving = asyncio.ensure_future(_receive(stream, link, leftover, room))
     closing = asyncio.ensure_future(connection.wait_closed())
     try:
         await asyncio.wait((sending, receiving, closing), return_when=asyncio.FIRST_COMPLETED)
@@ -144,8 +151,11 @@ async def _drain(stream: Stream, link: Link) -> None:
         await stream.write(data)
 
 
-async def _receive(stream: Stream, link: Link, leftover: bytes) -> None:
+async def _receive(stream: Stream, link: Link, leftover: bytes, room: asyncio.Event) -> None:
     if leftover:
         link.feed(leftover)
     while data := await stream.read(_READ):
         link.feed(data)
+        while link.paused:
+            room.clear()
+            await room.wait()
