@@ -6,7 +6,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 CORE := setup.py pyproject.toml $(wildcard src/flare/_core/*.pyx src/flare/_core/*.pxd src/flare/_core/*.pxi src/flare/_core/includes/*)
 
-.PHONY: help demo test test-pythons lab interop bench bench-relay lint types fuzz wheel docs clean
+.PHONY: help demo test test-pythons lab interop bench bench-relay lint types fuzz wheel clean
 
 help:
 	@echo "make demo          two peers behind real NATs meet through a flare relay and go direct"

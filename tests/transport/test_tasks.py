@@ -33,15 +33,14 @@ class TestTasks:
 
     @aio
     async def test_cancel_returns_when_a_task_is_done_and_the_loop_does_not_know_yet(self) -> None:
-        """With Python 3.14 gather does not yield for tasks that are done: waiting for them again never ended."""
+        """With Python 3.14 gather does not yield for tasks that are done: waiting for them never ended."""
         tasks = Tasks()
 
         async def work() -> None:
             return
 
         task = tasks.start(work(), "work")
-        while not task.done():
-            await asyncio.sleep(0)
+        await task
         tasks._running.add(task)  # as if its callback were still to come
         async with asyncio.timeout(5):
             await tasks.cancel()

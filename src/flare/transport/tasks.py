@@ -34,8 +34,8 @@ class Tasks:
             await asyncio.gather(*others, return_exceptions=True)
 
     def _unfinished(self) -> list[asyncio.Task[Any]]:
-        # One that is done stays in the set until the loop calls _ended. gather, which since Python 3.14 does not
-        # yield for such, must not be asked to wait for it again and again.
+        # One that is done stays in the set until the loop calls _ended. Since Python 3.14 gather does not yield
+        # for such: it must not be asked to wait for it again and again.
         return [task for task in self._running if not task.done() and task is not asyncio.current_task()]
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
