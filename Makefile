@@ -58,6 +58,7 @@ lab: .stamps/test
 	@command -v nft >/dev/null || { echo "make lab compares with the kernel's NAT and needs nft (Debian: apt install nftables)"; exit 1; }
 	@test "$$(id -u)" = 0 || { echo "make lab makes network namespaces and needs root"; exit 1; }
 	$(PY) -m pytest -q -m "lab and not interop" --timeout 900 $(ARGS)
+	$(PY) -m flare lab matrix --nat both --expect
 
 interop: .stamps/test
 	@for tool in go cargo node npm; do command -v $$tool >/dev/null || { echo "make interop builds real peers and needs $$tool"; exit 1; }; done

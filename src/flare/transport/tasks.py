@@ -34,7 +34,7 @@ class Tasks:
             await asyncio.gather(*others, return_exceptions=True)
 
     def _unfinished(self) -> list[asyncio.Task[Any]]:
-        # One that is done stays in the set until the loop calls _ended. Since Python 3.14 gather does not yield
+        # One that is done stays in the set until the loop calls _ended. Since 3.14 gather does not yield
         # for such: it must not be asked to wait for it again and again.
         return [task for task in self._running if not task.done() and task is not asyncio.current_task()]
 
