@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from flare.config import Config, HostLimits, MuxLimits, ReservationConfig, Timeouts
 from flare.errors import DialFailed, FlareError
@@ -20,7 +22,7 @@ from flare.events import ConnectionLost, Event, PeerIdentified
 from flare.host import Host
 from flare.transport.connection import Connection
 from flare.wire.multiaddr import Multiaddr
-from tests.support.aio import eventually
+from tests.support.aio import eventually, run
 from tests.support.proxy import FaultProxy, Plan, Run
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
@@ -38,6 +40,16 @@ QUICK = Config(
     host=replace(HostLimits(), max_handshakes_per_ip=512),
     reservation=replace(ReservationConfig(), backoff_first=0.05, backoff_max=0.2, backoff_refused=0.2),
 )
+
+
+def once(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Like `aio`, on uvloop alone: for what differs in the peer's bytes and not in how they are awaited."""
+
+    @functools.wraps(test)
+    def on_uvloop(*args: Any, **kwargs: Any) -> None:
+        run(test(*args, **kwargs), loop="uvloop")
+
+    return on_uvloop
 
 
 def descriptors() -> set[str]:

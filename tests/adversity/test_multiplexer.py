@@ -20,7 +20,7 @@ from flare.transport import multistream
 from flare.transport.connection import Connection
 from flare.transport.stream import Stream
 from flare.wire.keys import Identity
-from tests.adversity.scene import PATIENCE, QUICK, SLACK, Scene, scene
+from tests.adversity.scene import PATIENCE, QUICK, SLACK, Scene, once, scene
 from tests.support.aio import aio, eventually, run
 from tests.support.hostile import (
     ACK,
@@ -338,7 +338,7 @@ BAD_IDENTIFY = [endless, a_byte_too_much, garbage, eleven, nothing, half, silent
 
 
 class TestIdentify:
-    @aio
+    @once
     @pytest.mark.parametrize("answer", BAD_IDENTIFY, ids=lambda answer: answer.__name__)
     async def test_a_bad_answer_costs_the_stream_and_is_over_in_time(self, answer: object) -> None:
         async with scene(lanes=0) as the_scene, Host(listen=[], punch=False) as hostile:

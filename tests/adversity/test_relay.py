@@ -35,7 +35,7 @@ from flare.transport.stream import Stream
 from flare.transport.upgrade import RecordChannel, upgrade
 from flare.wire.messages import HopMessage, Status, StopMessage
 from tests.adversity.circuits import Relayed, relayed, serve_raw, touching
-from tests.adversity.scene import LOOPBACK, PATIENCE, QUICK, SLACK, scene
+from tests.adversity.scene import LOOPBACK, PATIENCE, QUICK, SLACK, once, scene
 from tests.support import bad_peers
 from tests.support.aio import aio, eventually, run
 from tests.support.hostile import SYN, WINDOW, header
@@ -105,7 +105,7 @@ def test_every_byte_of_the_handshake_inside(direction: str, kind: str) -> None:
 
 
 class TestRequests:
-    @aio
+    @once
     @pytest.mark.parametrize("misbehave", bad_peers.EVERY, ids=bad_peers.name)
     async def test_bad_requests_to_the_relay(self, misbehave: bad_peers.Misbehave) -> None:
         async with relayed() as there, Host(listen=[], punch=False) as hostile:
@@ -121,7 +121,7 @@ class TestRequests:
             await asyncio.gather(acting, return_exceptions=True)
             assert await connection.ping() > 0
 
-    @aio
+    @once
     @pytest.mark.parametrize("misbehave", bad_peers.EVERY, ids=bad_peers.name)
     async def test_targets_that_answer_badly(self, misbehave: bad_peers.Misbehave) -> None:
         async def hostile(stream: Stream) -> None:
@@ -136,7 +136,7 @@ class TestRequests:
             with pytest.raises(RelayConnectionFailed):
                 await connect.connect(through, there.listener.peer_id, timeout=2 * PATIENCE + SLACK)
 
-    @aio
+    @once
     @pytest.mark.parametrize("misbehave", bad_peers.EVERY, ids=bad_peers.name)
     async def test_relays_that_offer_badly(self, misbehave: bad_peers.Misbehave) -> None:
         async with relayed() as there:
@@ -188,7 +188,7 @@ class TestRequests:
 
 
 class TestLimits:
-    @aio
+    @once
     @pytest.mark.parametrize("extra", [0, 1])
     @pytest.mark.parametrize("direction", ["up", "down"])
     async def test_the_last_byte_and_one_more(self, extra: int, direction: str) -> None:

@@ -51,7 +51,7 @@ class Link:
         """Round trip by yamux ping; 0: not measured yet."""
     @property
     def paused(self) -> bool:
-        """Holds as much as it may, unread or unsent: feed it no more until `on_output` is called and this is over."""
+        """Holds as much as it may, unread or unsent: feed it no more until this ends (`on_output`)."""
     @property
     def unsent(self) -> int:
         """Bytes in the output buffer."""
