@@ -2,8 +2,8 @@
 
     pytest benchmarks/test_bench_splice.py
 
-Each carries 32 MiB. extra_info holds MB/s (10^6 bytes a second through the circuit, with both ends on the same
-core) and relay_s_per_GB, the CPU seconds of the relay engine's passes alone. For a whole relay process see
+Each carries 32 MiB. extra_info holds MB/s (10^6 bytes a second through the circuit, both ends on the same core)
+and relay_s_per_GB, the CPU seconds of the relay engine's passes alone. For a whole relay process see
 benchmarks/relay.
 """
 
@@ -13,12 +13,12 @@ import time
 from typing import Any
 
 import pytest
+from tests.support.mux import Pair
 
 from flare._core import aead
 from flare._core.engine import Engine
 from flare._core.link import LinkStream
 from flare._core.splice import splice
-from tests.support.mux import Pair
 
 TOTAL = 32 << 20
 KIB = 1024
