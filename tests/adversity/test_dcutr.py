@@ -25,7 +25,9 @@ from tests.support import bad_peers
 from tests.support.aio import eventually
 
 CONFIG = replace(
-    QUICK, punch=replace(PunchConfig(), reversal=0.2), timeouts=replace(QUICK.timeouts, punch=0.3)
+    QUICK,
+    punch=replace(PunchConfig(), reversal=0.2),
+    timeouts=replace(QUICK.timeouts, punch=0.2, dcutr_message=0.4),
 )
 NOWHERE = Multiaddr("/ip4/127.0.0.1/tcp/1")
 

@@ -94,7 +94,7 @@ class TestTime:
             await eventually(lambda: the_scene.log.handshakes)
             assert f"took longer than {PATIENCE:g} s" in str(the_scene.log.handshakes[0])
 
-    @aio
+    @once
     async def test_a_byte_now_and_then_buys_no_time(self) -> None:
         async with scene(lanes=0) as the_scene, raw(the_scene.target.full_addrs[0]) as sock:
             began = time.monotonic()
@@ -110,7 +110,7 @@ class TestTime:
             assert time.monotonic() - began < PATIENCE + SLACK
             await dripping
 
-    @aio
+    @once
     async def test_half_open_at_the_limit_and_one_past_it(self) -> None:
         limit = 5
         config = replace(QUICK, host=replace(HostLimits(), max_handshakes=limit))
@@ -130,7 +130,7 @@ class TestTime:
             (outcome,) = await the_scene.attempts([Plan()])
             assert outcome.identified, "when the half-open ones are gone, there is room again"
 
-    @aio
+    @once
     async def test_a_dialler_of_a_port_that_never_speaks(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as silent:
             port = silent.getsockname()[1]

@@ -100,7 +100,7 @@ class TestViolations:
 
         run(main())
 
-    @aio
+    @once
     async def test_a_record_that_never_ends(self) -> None:
         async with stage() as (_, hostile, connection):
             await hostile.send_raw(b"\xff\xff")
@@ -111,7 +111,7 @@ class TestViolations:
                     await asyncio.sleep(0.05)
             assert "keepalive" in str(connection.close_reason)
 
-    @aio
+    @once
     async def test_a_peer_that_hears_nothing(self) -> None:
         """It answers no ping, as one does whose machine lost power."""
         async with stage() as (_, _, connection):
@@ -139,7 +139,7 @@ class TestFloods:
             hostile._next = 1001
             assert await hostile.ping(), "and there is room again"
 
-    @aio
+    @once
     async def test_streams_that_propose_nothing_are_reset_in_time(self) -> None:
         async with stage(QUICK) as (_, hostile, connection):
             await hostile.send(*(header(WINDOW, SYN, 2 * n + 1, 0) for n in range(50)))
@@ -200,7 +200,7 @@ class TestFloods:
                 await hostile.send(frame[at : at + 1])
             assert await hostile.answers(1, len(frame) - 12) == frame[12:]
 
-    @aio
+    @once
     async def test_a_flood_of_streams_from_a_peer_that_never_reads(self) -> None:
         """Each refusal is a frame to it: what waits for it is bounded, and reading from it stops."""
         config = replace(Config(), mux=replace(LENIENT.mux, max_streams=4, send_high_water=64 * KIB))
@@ -250,7 +250,7 @@ class TestStreams:
             await hostile.send(header(DATA, FIN, stream, 0), data(stream, b"more"))
             assert await hostile.ping()
 
-    @aio
+    @once
     async def test_an_id_that_is_used_again_after_its_stream_is_gone(self) -> None:
         async with stage() as (_, hostile, connection):
             for _ in range(20):

@@ -221,7 +221,7 @@ class TestLimits:
             assert await got == (limit, "StreamReset" if extra else "end")
             stream.reset()
 
-    @aio
+    @once
     async def test_the_deadline(self) -> None:
         async with relayed(RelayLimits(circuit_duration=1)) as there, Host(listen=[], punch=False) as dialler:
             ended: asyncio.Future[float] = asyncio.get_running_loop().create_future()
@@ -332,7 +332,7 @@ class TestLosses:
 class TestPeersInside:
     """What one end of a circuit may do to the other: the relay carries it all, and does not see it."""
 
-    @aio
+    @once
     async def test_a_flood_of_streams_from_a_peer_that_never_reads(self) -> None:
         config = replace(Config(), mux=replace(QUICK.mux, max_streams=4, send_high_water=64 * KIB))
         limits = RelayLimits.unlimited()
