@@ -2,9 +2,9 @@
 
     pytest benchmarks/test_bench_splice.py
 
-Each carries 32 MiB. extra_info holds MB/s (10^6 bytes a second through the circuit, both ends on the same core)
-and relay_s_per_GB, the CPU seconds of the relay engine's passes alone. For a whole relay process see
-benchmarks/relay.
+Each carries 32 MiB. extra_info holds MB/s (10^6 bytes a second through the circuit, with both ends on the
+same core) and relay_s_per_GB, the CPU seconds of the relay engine's passes alone. For a whole relay process
+see benchmarks/relay.
 """
 
 from __future__ import annotations
