@@ -16,7 +16,7 @@ from tests.interop.build import ROOT, program
 Event = dict[str, Any]
 
 # Seconds.
-STARTUP = 15.0
+STARTUP = 30.0
 SHUTDOWN = 5.0
 
 

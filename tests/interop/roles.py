@@ -45,10 +45,10 @@ def listener(kind: str, *, through: str | None = None, key: str | None = None) -
 
 def ping(kind: str, target: str, *, count: int = 3, key: str | None = None) -> list[Event]:
     """The pongs of one pinger that ended well."""
-    arguments = ["ping", target, "--count", str(count), "--timeout", "20"]
+    arguments = ["ping", target, "--count", str(count), "--timeout", "30"]
     arguments += ["--key", key] if key else []
     with Peer(kind, *arguments, command=EMBEDDED if kind == "flare" else None) as peer:
-        peer.finish()
+        peer.finish(40)
     if not peer.named("done"):
         raise PeerFailed(f"{peer.name}: ended without a done event: {json.dumps(peer.events)}")
     return peer.named("pong")

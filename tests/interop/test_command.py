@@ -11,7 +11,7 @@ from tests.interop.conftest import Cell
 from tests.interop.peer import Peer
 from tests.interop.table import COMMAND, NAMES
 
-pytestmark = [pytest.mark.interop, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.interop, pytest.mark.timeout(180)]
 
 PEERS = ("go", "rust", "js")
 

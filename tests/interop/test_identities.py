@@ -6,7 +6,7 @@ from tests.interop import roles
 from tests.interop.conftest import Cell
 from tests.interop.table import IDENTITIES, NAMES
 
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.timeout(180)]
 
 FLARE_KEYS = ("ed25519", "ecdsa", "secp256k1", "rsa")
 

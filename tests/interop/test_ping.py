@@ -6,7 +6,7 @@ from tests.interop import roles
 from tests.interop.conftest import Cell
 from tests.interop.table import DIRECT, NAMES
 
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.timeout(180)]
 
 PEERS = ("go", "rust", "js")
 MEGABYTE = 1 << 20

@@ -6,7 +6,7 @@ from tests.interop import roles
 from tests.interop.conftest import Cell
 from tests.interop.table import NAMES, through
 
-pytestmark = [pytest.mark.interop, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.interop, pytest.mark.timeout(180)]
 
 KINDS = ("flare", "go", "rust", "js")
 MEGABYTE = 1 << 20
