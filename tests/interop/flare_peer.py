@@ -17,7 +17,7 @@ import sys
 import time
 
 import flare
-from flare.events import ReservationAccepted
+from flare.events import PeerIdentified, ReservationAccepted
 from flare.protocols import ping
 
 ECHO = "/echo/1.0.0"
@@ -73,8 +73,12 @@ def report(event: object) -> None:
         emit("reserved", relay=str(event.relay), addrs=[str(addr) for addr in event.addrs])
 
 
-async def send_pings(connection: flare.Connection, count: int) -> None:
-    """`count` pings one after the other."""
+async def send_pings(connection: flare.Connection, count: int, told: asyncio.Future[PeerIdentified]) -> None:
+    """`count` pings one after the other, once identify has told of the peer."""
+    identified = await told
+    emit(
+        "identified", peer=str(identified.peer), agent=identified.agent, protocols=list(identified.protocols)
+    )
     for _ in range(count):
         seconds = await ping.ping(connection)
         emit("pong", rtt_ms=seconds * 1000, path=connection.path)
@@ -109,10 +113,18 @@ async def main(args: argparse.Namespace) -> None:
         if args.command == "listen":
             await listen(host)
             return
+        told: asyncio.Future[PeerIdentified] = asyncio.get_running_loop().create_future()
+
+        def note(event: object) -> None:
+            target = isinstance(event, PeerIdentified) and args.target.endswith(f"/p2p/{event.peer}")
+            if target and not told.done():
+                told.set_result(event)
+
+        host.on_event(note)
         async with asyncio.timeout(args.timeout):
             connection = await host.connect(args.target)
             if args.command == "ping":
-                await send_pings(connection, args.count)
+                await send_pings(connection, args.count, told)
             else:
                 await send_echo(connection, args.bytes)
 

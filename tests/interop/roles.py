@@ -45,13 +45,23 @@ def listener(kind: str, *, through: str | None = None, key: str | None = None) -
 
 def ping(kind: str, target: str, *, count: int = 3, key: str | None = None) -> list[Event]:
     """The pongs of one pinger that ended well."""
+    return _ping(kind, target, count, key).named("pong")
+
+
+def identify(kind: str, target: str) -> Event:
+    """What a peer of `kind` learns of `target` by identify: its agent and protocols."""
+    (identified,) = _ping(kind, target, 1, None).named("identified")
+    return identified
+
+
+def _ping(kind: str, target: str, count: int, key: str | None) -> Peer:
     arguments = ["ping", target, "--count", str(count), "--timeout", "30"]
     arguments += ["--key", key] if key else []
     with Peer(kind, *arguments, command=EMBEDDED if kind == "flare" else None) as peer:
         peer.finish(40)
     if not peer.named("done"):
         raise PeerFailed(f"{peer.name}: ended without a done event: {json.dumps(peer.events)}")
-    return peer.named("pong")
+    return peer
 
 
 def echo(kind: str, target: str, size: int) -> Event:

@@ -1,4 +1,4 @@
-"""Directly: ping, identify and a megabyte of echo, flare with each peer, both ways."""
+"""Directly: ping, identify and megabytes of echo, flare with each peer, both ways."""
 
 import pytest
 
@@ -18,12 +18,24 @@ def _pairs() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("dialer", "listener"), _pairs())
 def test_ping(dialer: str, listener: str, cell: Cell) -> None:
-    cell(DIRECT, "ping and identify", f"{NAMES[dialer]} dials {NAMES[listener]}")
+    cell(DIRECT, "ping", f"{NAMES[dialer]} dials {NAMES[listener]}")
     with roles.listener(listener) as address:
         pongs = roles.ping(dialer, address, count=3)
     assert len(pongs) == 3
     assert {pong["path"].partition("/")[0] for pong in pongs} == {"direct"}
     assert all(0 < pong["rtt_ms"] < 5000 for pong in pongs), pongs
+
+
+@pytest.mark.parametrize(("dialer", "listener"), _pairs())
+def test_identify(dialer: str, listener: str, cell: Cell) -> None:
+    """Each side reads what the other says of itself."""
+    cell(DIRECT, "identify", f"{NAMES[dialer]} dials {NAMES[listener]}")
+    with roles.listener(listener) as address:
+        identified = roles.identify(dialer, address)
+    agent = "flare/" if listener == "flare" else f"interop-{listener}"
+    assert identified["agent"].startswith(agent)
+    assert address.endswith(identified["peer"])
+    assert {"/ipfs/ping/1.0.0", "/ipfs/id/1.0.0", "/echo/1.0.0"} <= set(identified["protocols"])
 
 
 @pytest.mark.parametrize(("dialer", "listener"), _pairs())

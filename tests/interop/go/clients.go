@@ -26,6 +26,9 @@ func runPing(ctx context.Context, target string, opts options) error {
 		return err
 	}
 	defer h.Close()
+	if err := emitIdentified(h, remote); err != nil {
+		return err
+	}
 	start := time.Now()
 	for range opts.count {
 		if err := pong(ctx, h, remote); err != nil {
@@ -44,6 +47,20 @@ func runPing(ctx context.Context, target string, opts options) error {
 		emit("direct", map[string]any{"path": "direct/tcp", "seconds": seconds})
 	}
 	emit("done", nil)
+	return nil
+}
+
+// emitIdentified prints what the target said of itself; Connect has waited for that.
+func emitIdentified(h host.Host, remote peer.ID) error {
+	agent, err := h.Peerstore().Get(remote, "AgentVersion")
+	if err != nil {
+		return fmt.Errorf("identify told nothing: %w", err)
+	}
+	protocols, err := h.Peerstore().GetProtocols(remote)
+	if err != nil {
+		return err
+	}
+	emit("identified", map[string]any{"peer": remote.String(), "agent": agent, "protocols": protocols})
 	return nil
 }
 

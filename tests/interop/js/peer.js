@@ -87,7 +87,8 @@ async function node (options) {
     connectionEncrypters: [noise()],
     streamMuxers: [yamux()],
     connectionGater: { denyDialMultiaddr: () => false }, // loopback and private addresses too
-    services
+    services,
+    nodeInfo: { userAgent: 'interop-js' }
   })
   await serveEcho(started)
   return started
@@ -125,11 +126,26 @@ async function reserved (libp2p, circuit, seconds) {
   }
 }
 
+// What identify tells of the target.
+function toldOf (libp2p, target, signal) {
+  return new Promise((resolve, reject) => {
+    signal.addEventListener('abort', () => reject(new Error('identify told nothing within the timeout')))
+    libp2p.addEventListener('peer:identify', ({ detail }) => {
+      if (target.endsWith(`/p2p/${detail.peerId}`)) {
+        resolve(detail)
+      }
+    })
+  })
+}
+
 async function client (options) {
   const signal = AbortSignal.timeout(Number(options.timeout) * 1000)
   const libp2p = await node(options)
+  const identified = options.command === 'ping' ? toldOf(libp2p, options.target, signal) : null
   const connection = await libp2p.dial(multiaddr(options.target), { signal })
   if (options.command === 'ping') {
+    const { peerId, agentVersion, protocols } = await identified
+    emit('identified', { peer: peerId.toString(), agent: agentVersion, protocols })
     for (let count = Number(options.count); count > 0; count--) {
       emit('pong', await pong(connection, signal))
     }

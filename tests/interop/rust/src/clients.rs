@@ -28,6 +28,7 @@ pub async fn ping(options: &Options) -> Result<(), Failure> {
     let remote = peer_of(&target)?;
     let mut paths: HashMap<ConnectionId, &str> = HashMap::new();
     let mut left = options.count;
+    let mut identified = false;
     let mut start = Instant::now();
     loop {
         let event = swarm.select_next_some().await;
@@ -40,6 +41,19 @@ pub async fn ping(options: &Options) -> Result<(), Failure> {
                     start = Instant::now();
                 }
                 paths.insert(connection_id, if endpoint.is_relayed() { "relayed" } else { "direct" });
+            }
+            SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received {
+                peer_id,
+                info,
+                ..
+            })) if peer_id == remote && !identified => {
+                identified = true;
+                let protocols: Vec<String> = info.protocols.iter().map(ToString::to_string).collect();
+                let peer = remote.to_string();
+                emit(
+                    "identified",
+                    json!({ "peer": peer, "agent": info.agent_version, "protocols": protocols }),
+                );
             }
             SwarmEvent::OutgoingConnectionError { error, .. } if paths.is_empty() => return Err(error.into()),
             SwarmEvent::ConnectionClosed { peer_id, num_established: 0, cause, .. } if peer_id == remote => {
@@ -54,7 +68,7 @@ pub async fn ping(options: &Options) -> Result<(), Failure> {
                     emit("pong", json!({ "rtt_ms": round_trip.as_secs_f64() * 1e3, "path": path }));
                 }
                 left = left.saturating_sub(1);
-                if left > 0 || (options.punch && path != "direct") {
+                if left > 0 || !identified || (options.punch && path != "direct") {
                     continue;
                 }
                 if options.punch {
