@@ -141,11 +141,16 @@ function toldOf (libp2p, target, signal) {
 async function client (options) {
   const signal = AbortSignal.timeout(Number(options.timeout) * 1000)
   const libp2p = await node(options)
-  const identified = options.command === 'ping' ? toldOf(libp2p, options.target, signal) : null
+  // js-libp2p loses an answer that comes together with its stream's end, which on a circuit is how identify's comes
+  // from rust-libp2p and from flare: there it is not waited for.
+  const waits = options.command === 'ping' && !options.target.includes('/p2p-circuit')
+  const identified = waits ? toldOf(libp2p, options.target, signal) : null
   const connection = await libp2p.dial(multiaddr(options.target), { signal })
   if (options.command === 'ping') {
-    const { peerId, agentVersion, protocols } = await identified
-    emit('identified', { peer: peerId.toString(), agent: agentVersion, protocols })
+    if (identified != null) {
+      const { peerId, agentVersion, protocols } = await identified
+      emit('identified', { peer: peerId.toString(), agent: agentVersion, protocols })
+    }
     for (let count = Number(options.count); count > 0; count--) {
       emit('pong', await pong(connection, signal))
     }
