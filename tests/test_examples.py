@@ -72,6 +72,8 @@ def test_relay() -> None:
         stderr=subprocess.DEVNULL,
         text=True,
         env=environment(),
+        # a shell's background jobs, and all below them, are born deaf to SIGINT
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
     )
     try:
         assert process.stdout is not None
