@@ -141,11 +141,11 @@ class Dialling:
         task = under_way.task
         under_way.waiting += 1
         try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if self._closed and task.done():
-                raise NetworkError("the host closed before the dial came to an end") from None
-            raise
+            # not shield: since Python 3.14 it reports what the task raises when its own waiter has gone
+            await asyncio.wait((task,))
+            if task.cancelled() and self._closed:
+                raise NetworkError("the host closed before the dial came to an end")
+            return task.result()
         finally:
             under_way.waiting -= 1
             if not under_way.waiting and not task.done():

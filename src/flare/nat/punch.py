@@ -162,11 +162,10 @@ class HolePuncher:
         upgrade = self._upgrade(connection)
         if upgrade.again:
             self._begin(upgrade)
-        try:
-            async with asyncio.timeout(timeout):
-                return await asyncio.shield(upgrade.outcome)
-        except TimeoutError:
-            raise PunchFailed(self._so_far(upgrade, timeout), attempts=upgrade.attempts) from None
+        await asyncio.wait((upgrade.outcome,), timeout=timeout)
+        if not upgrade.outcome.done():
+            raise PunchFailed(self._so_far(upgrade, timeout), attempts=upgrade.attempts)
+        return upgrade.outcome.result()
 
     async def close(self) -> None:
         """Give up on everything."""
