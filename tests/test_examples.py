@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from tests.cli.command import LOOPBACK, TIMEOUT, environment, meeting, running
+from tests.support.signals import hears_sigint
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -72,8 +73,7 @@ def test_relay() -> None:
         stderr=subprocess.DEVNULL,
         text=True,
         env=environment(),
-        # a shell's background jobs, and all below them, are born deaf to SIGINT
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
+        preexec_fn=hears_sigint,
     )
     try:
         assert process.stdout is not None

@@ -24,6 +24,7 @@ from flare.lab.namespace import LabUnavailable, Namespace, become_able
 from flare.lab.nat import Dependence
 from flare.lab.ports import Preserving
 from flare.lab.world import Lab, Make
+from tests.support.signals import hears_sigint
 
 pytestmark = pytest.mark.lab
 
@@ -186,7 +187,11 @@ def test_nothing_stays(make: Make, end: str) -> None:
     before, interfaces = namespaces(), os.listdir("/sys/class/net")
     env = {**os.environ, "PYTHONPATH": str(HERE.parent.parent / "src")}
     with subprocess.Popen(
-        [PYTHON, "-c", HOLDER, make, end], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env
+        [PYTHON, "-c", HOLDER, make, end],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=env,
+        preexec_fn=hears_sigint,
     ) as runner:
         assert runner.stdout is not None
         pids = [int(pid) for pid in runner.stdout.readline().split()]
