@@ -44,6 +44,35 @@ async def test_writers_take_turns() -> None:
 
 
 @aio
+async def test_messages_of_two_writers_never_interleave() -> None:
+    near, far = stream_pair(window=10)
+
+    async def send(letter: bytes) -> None:
+        for _ in range(20):
+            await near.write(letter * 25)
+
+    writers = [asyncio.create_task(send(letter)) for letter in (b"a", b"b")]
+    got = await far.read_exactly(2 * 20 * 25)
+    await asyncio.gather(*writers)
+    messages = [got[at : at + 25] for at in range(0, len(got), 25)]
+    assert all(message in (b"a" * 25, b"b" * 25) for message in messages)
+    await asyncio.wait_for(near.write(b"c" * 10), 1)
+    assert await far.read() == b"c" * 10
+
+
+@aio
+async def test_close_ends_a_writer_that_waits_for_its_turn() -> None:
+    near, _far = stream_pair(window=10)
+    writers = [asyncio.create_task(near.write(data)) for data in (b"a" * 100, b"b", b"")]
+    await asyncio.sleep(0.01)
+    near.close_now()
+    for writer in writers:
+        with pytest.raises(StreamClosed, match="was closed here"):
+            await writer
+    near.reset()
+
+
+@aio
 async def test_two_readers_at_once_are_a_usage_error() -> None:
     near, far = stream_pair()
     first = asyncio.create_task(far.read())

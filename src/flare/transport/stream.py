@@ -76,6 +76,7 @@ class Stream:
         "_reading",
         "_unconfirmed",
         "_writer",
+        "_writers",
         "_writing",
         "connection",
         "core",
@@ -93,6 +94,7 @@ class Stream:
         self._writer: asyncio.Future[None] | None = None
         self._reading = False
         self._writing: asyncio.Lock | None = None
+        self._writers = 0  # who hold the lock or wait for it: it is unlocked while the next one wakes up
         self._unconfirmed: multistream.Answer | None = None  # what the first read must find (see `propose`)
         self._closed = False
         self._discard_timer: asyncio.TimerHandle | None = None
@@ -254,22 +256,28 @@ class Stream:
         """Send all of `data`; waits while the peer's window or the connection is full."""
         if self._closed:
             raise StreamClosed(self._about("was closed here"))
-        lock = self._writing
-        if lock is None or not lock.locked():
+        if not self._writers:
             taken = self._give(data)
             if taken == len(data):
                 return
         else:
             taken = 0
+        lock = self._writing
         if lock is None:
             lock = self._writing = asyncio.Lock()
         rest = memoryview(data)[taken:]
-        async with lock:
-            while rest:
-                taken = self._give(rest)
-                rest = rest[taken:]
-                if rest and not taken:
-                    await self._wait_writable()
+        self._writers += 1
+        try:
+            async with lock:
+                if self._closed:
+                    raise StreamClosed(self._about("was closed here"))
+                while rest:
+                    taken = self._give(rest)
+                    rest = rest[taken:]
+                    if rest and not taken:
+                        await self._wait_writable()
+        finally:
+            self._writers -= 1
 
     async def write_frame(self, payload: bytes) -> None:
         """Send `payload` with its length as a uvarint before it."""
