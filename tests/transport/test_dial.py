@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from flare.errors import ConnectionClosed, DialFailed, NetworkError
+from flare.errors import ConnectionClosed, DialFailed, NetworkError, TimedOut
 from flare.lab import virtual
 from flare.transport import dial
-from flare.transport.dial import MAX_ADDRESSES, MAX_IN_FLIGHT, dial_any, rank, resolve
+from flare.transport.dial import MAX_ADDRESSES, MAX_FAILURES, MAX_IN_FLIGHT, dial_any, rank, resolve
 from flare.transport.sockets import IpAddress
 from flare.wire.keys import Identity
 from flare.wire.multiaddr import Multiaddr
@@ -184,14 +184,20 @@ class FakeResolver:
     def __init__(self) -> None:
         self.hosts: dict[str, list[str]] = {}
         self.records: dict[str, list[str]] = {}
+        self.silent: set[str] = set()
+        self.asked: list[str] = []
 
     async def addresses(self, name: str, version: int) -> list[IpAddress]:
+        self.asked.append(name)
+        if name in self.silent:
+            raise TimedOut(name, 5)
         if name not in self.hosts:
             raise NetworkError(f"{name}: no such name")
         found = [ipaddress.ip_address(text) for text in self.hosts[name]]
         return [ip for ip in found if version in (0, ip.version)]
 
     async def texts(self, name: str) -> list[str]:
+        self.asked.append(name)
         if name not in self.records:
             raise NetworkError(f"{name}: no such name")
         return self.records[name]
@@ -230,6 +236,55 @@ class TestNames:
         resolver.hosts["b.example"] = ["203.0.114.5"]
         found = await resolve([Multiaddr(f"/dnsaddr/example.com/p2p/{PEER}")], resolver)
         assert [str(addr.ip) for addr in found] == ["203.0.114.1", "203.0.114.5"]
+
+    @on_virtual_time
+    async def test_a_dead_name_among_the_records_does_not_cost_the_others(self) -> None:
+        resolver = FakeResolver()
+        resolver.silent.add("silent.example")
+        resolver.records["_dnsaddr.example.com"] = [
+            "dnsaddr=/dns4/none.example/tcp/1",
+            "dnsaddr=/dns4/silent.example/tcp/1",
+            "dnsaddr=/dnsaddr/none.example",
+            f"dnsaddr={PUBLIC4}",
+            "dnsaddr=/dns4/none.example/tcp/2",
+        ]
+        assert await resolve([Multiaddr("/dnsaddr/example.com")], resolver) == [PUBLIC4]
+        resolver.records["_dnsaddr.example.com"] = [
+            "dnsaddr=/dns4/silent.example/tcp/1",
+            "dnsaddr=/dns4/none.example/tcp/1",
+        ]
+        with pytest.raises(TimedOut, match=r"silent\.example"):
+            await resolve([Multiaddr("/dnsaddr/example.com")], resolver)
+
+    @on_virtual_time
+    async def test_dead_names_below_one_dnsaddr_are_bounded(self) -> None:
+        resolver = FakeResolver()
+        dead = [f"dnsaddr=/dns4/none{i}.example/tcp/1" for i in range(MAX_FAILURES + 1)]
+        resolver.records["_dnsaddr.example.com"] = dead
+        with pytest.raises(NetworkError, match=r"none0\.example"):
+            await resolve([Multiaddr("/dnsaddr/example.com")], resolver)
+        assert len(resolver.asked) == 1 + MAX_FAILURES
+        resolver.asked.clear()
+        resolver.records["_dnsaddr.example.com"] = [*dead[: MAX_FAILURES - 1], f"dnsaddr={PUBLIC4}", *dead]
+        assert await resolve([Multiaddr("/dnsaddr/example.com")], resolver) == [PUBLIC4]
+        assert len(resolver.asked) == 1 + MAX_FAILURES
+
+    @on_virtual_time
+    async def test_a_tree_of_dead_names_is_bounded_as_a_whole(self) -> None:
+        resolver = FakeResolver()
+        resolver.records["_dnsaddr.a.example"] = ["dnsaddr=/dnsaddr/a.example"] * 30
+        with pytest.raises(NetworkError, match="more than 4 times"):
+            await resolve([Multiaddr("/dnsaddr/a.example")], resolver)
+        assert len(resolver.asked) == dial.MAX_DNSADDR_DEPTH
+
+    @on_virtual_time
+    async def test_a_failure_deep_in_the_tree_counts_once(self) -> None:
+        resolver = FakeResolver()
+        resolver.records["_dnsaddr.a.example"] = ["dnsaddr=/dnsaddr/b.example"]
+        resolver.records["_dnsaddr.b.example"] = ["dnsaddr=/dnsaddr/c.example"]
+        resolver.records["_dnsaddr.c.example"] = ["dnsaddr=/dns4/none.example/tcp/1"]
+        resolver.records["_dnsaddr.example.com"] = ["dnsaddr=/dnsaddr/a.example"] * 7 + [f"dnsaddr={PUBLIC4}"]
+        assert await resolve([Multiaddr("/dnsaddr/example.com")], resolver) == [PUBLIC4]
 
     @on_virtual_time
     async def test_dnsaddr_that_leads_in_circles(self) -> None:

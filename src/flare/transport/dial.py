@@ -18,6 +18,7 @@ RELAY_DELAY: Final = 0.5  # head start of direct addresses over relayed ones
 MAX_IN_FLIGHT: Final = 8  # attempts at once: defends the network against a peer that advertises many
 MAX_ADDRESSES: Final = 64  # of one peer: those after are not tried
 MAX_DNSADDR_DEPTH: Final = 4  # /dnsaddr that leads to /dnsaddr
+MAX_FAILURES: Final = 8  # below one /dnsaddr, all depths together: bounds a tree of records that lead nowhere
 
 _NAMES: Final = {"dns": 0, "dns4": 4, "dns6": 6}
 
@@ -115,7 +116,7 @@ async def resolve(addrs: Iterable[Multiaddr], resolver: Resolver) -> list[Multia
     failures: list[NetworkError | TimedOut] = []
     for addr in addrs:
         try:
-            for found in await _resolve_one(addr, resolver, MAX_DNSADDR_DEPTH):
+            for found in await _resolve_one(addr, resolver, MAX_DNSADDR_DEPTH, []):
                 resolved.setdefault(found)
         except (NetworkError, TimedOut) as error:
             failures.append(error)
@@ -126,7 +127,10 @@ async def resolve(addrs: Iterable[Multiaddr], resolver: Resolver) -> list[Multia
     return list(resolved)[:MAX_ADDRESSES]
 
 
-async def _resolve_one(addr: Multiaddr, resolver: Resolver, depth: int) -> list[Multiaddr]:
+async def _resolve_one(
+    addr: Multiaddr, resolver: Resolver, depth: int, failures: list[NetworkError | TimedOut]
+) -> list[Multiaddr]:
+    """What `addr` stands for. `failures` are those of the whole tree of /dnsaddr so far, each once."""
     parts = list(addr)
     if not parts:
         return []
@@ -141,6 +145,7 @@ async def _resolve_one(addr: Multiaddr, resolver: Resolver, depth: int) -> list[
         raise NetworkError(f"{addr}: /dnsaddr leads to /dnsaddr more than {MAX_DNSADDR_DEPTH} times")
     suffix = str(addr)[len(f"/dnsaddr/{value}") :]
     results: list[Multiaddr] = []
+    before = len(failures)
     for text in await resolver.texts(f"_dnsaddr.{value}"):
         if not text.startswith("dnsaddr=") or not text.endswith(suffix):
             continue
@@ -148,9 +153,15 @@ async def _resolve_one(addr: Multiaddr, resolver: Resolver, depth: int) -> list[
             named = Multiaddr(text.removeprefix("dnsaddr="))
         except ValueError:
             continue  # a record for a newer flare, or a typing error: the others still count
-        results += await _resolve_one(named, resolver, depth - 1)
-        if len(results) >= MAX_ADDRESSES:
+        try:
+            results += await _resolve_one(named, resolver, depth - 1, failures)
+        except (NetworkError, TimedOut) as error:
+            if error not in failures:  # it is when records below failed
+                failures.append(error)
+        if len(results) >= MAX_ADDRESSES or len(failures) >= MAX_FAILURES:
             break
     if not results:
+        if len(failures) > before:
+            raise failures[before]
         raise NetworkError(f"{addr}: no TXT record of _dnsaddr.{value} fits")
     return results
