@@ -427,10 +427,31 @@ class TestTelling:
             await eventually(lambda: client.peers.get(server.peer_id).protocols)
             await eventually(lambda: server.peers.get(client.peer_id).protocols)
             news = Multiaddr("/ip4/1.2.3.4/tcp/4001")
-            monkeypatch.setattr(server._observed, "addrs", lambda: (news,))
+            monkeypatch.setattr(server, "_announce", [news])
             server._addrs_changed()
             assert news in (await seen.first(AddressesChanged)).addrs
             await eventually(lambda: news in client.peers.get(server.peer_id).addrs, "the push arrives")
+
+    @aio
+    async def test_what_others_see_is_offered_to_a_punch_and_told_to_nobody(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with host() as server, host() as client:
+            seen, lan = Multiaddr("/ip4/1.2.3.4/tcp/4001"), Multiaddr("/ip4/10.0.0.1/tcp/4001")
+            monkeypatch.setattr(client._observed, "addrs", lambda: (seen,))
+            monkeypatch.setattr(client, "_announce", [lan])
+            await client.connect(*server.full_addrs)
+            await eventually(lambda: server.peers.get(client.peer_id).addrs)
+            assert client.observed_addrs == (seen,)
+            assert seen not in client.addrs
+            assert seen not in server.peers.get(client.peer_id).addrs
+            assert list(client._punch_addrs()) == [lan, seen], "loopback is for who has nothing else"
+
+    @aio
+    async def test_a_host_on_loopback_alone_punches_there(self) -> None:
+        async with host() as server:
+            assert list(server._punch_addrs()) == list(server.addrs)
+            assert all(addr.is_loopback for addr in server.addrs)
 
 
 class TestClosing:

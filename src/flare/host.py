@@ -125,7 +125,6 @@ class Host:
         self._observed = ObservedAddresses(
             listeners=lambda: self._tcp.listen_addrs,
             trusted=self._trusted.__contains__,
-            on_change=self._addrs_changed,
         )
         self._relays = RelayClient(
             local_peer=self.peer_id,
@@ -207,14 +206,19 @@ class Host:
 
     @property
     def addrs(self) -> tuple[Multiaddr, ...]:
-        """The addresses to tell others, best first: announced, observed, listened on, then through relays.
+        """The addresses to tell others, best first: announced, listened on, then through relays.
 
-        None before `start`.
+        None before `start`. What others see of us (`observed_addrs`) is not among them: behind a NAT nobody can
+        dial it, and whoever tried would lose seconds before the hole punch.
         """
         if not self._started:
             return ()
-        found = [*self._announce, *self._observed.addrs(), *self._tcp.listen_addrs, *self._relays.addrs]
-        return tuple(dict.fromkeys(found))
+        return tuple(dict.fromkeys([*self._announce, *self._tcp.listen_addrs, *self._relays.addrs]))
+
+    @property
+    def observed_addrs(self) -> tuple[Multiaddr, ...]:
+        """Our addresses as others see them, where that can be believed: what a hole punch offers the peer."""
+        return self._observed.addrs() if self._started else ()
 
     @property
     def full_addrs(self) -> tuple[Multiaddr, ...]:
@@ -420,8 +424,9 @@ class Host:
         self._adopt(connection)
 
     def _punch_addrs(self) -> Sequence[Multiaddr]:
-        """Our addresses that a peer may aim at when punching."""
-        return [*self._announce, *self._observed.addrs(), *self._tcp.listen_addrs]
+        """Our addresses that a peer may aim at when punching; loopback only when there is nothing else."""
+        found = [*self._announce, *self._observed.addrs(), *self._tcp.listen_addrs]
+        return [addr for addr in found if not addr.is_loopback] or found
 
     def _addrs_changed(self) -> None:
         addrs = self.addrs
