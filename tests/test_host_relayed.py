@@ -15,6 +15,7 @@ from flare.errors import (
     DialFailed,
     LimitedConnection,
     PeerHasNoReservation,
+    PeerMismatch,
     PermissionDenied,
     PunchFailed,
 )
@@ -282,3 +283,35 @@ class TestClosing:
             await listening.close()
             await connection.wait_closed()
             assert str(connection.close_reason) == "the peer closed the connection", "and was not cut off"
+
+
+class TestAddressesThatLead:
+    """Addresses come from peers too: what they lead to is checked, and a dial never waits for itself."""
+
+    @aio
+    async def test_a_circuit_through_the_peer_itself_fails_at_once_and_blocks_nobody(self) -> None:
+        async with relay() as (relaying, _), host() as client:
+            own = relaying.full_addrs[0] / f"/p2p-circuit/p2p/{relaying.peer_id}"
+            with pytest.raises(DialFailed, match="to itself"):
+                await client.connect(own, timeout=5)
+            connection = await client.connect(*relaying.full_addrs, timeout=5)
+            assert connection.remote_peer == relaying.peer_id
+
+    @aio
+    async def test_two_peers_that_are_relays_of_each_other_do_not_wait_for_each_other(self) -> None:
+        async with relay() as (one, _), relay() as (other, _), host() as client:
+            each = [
+                client.connect(one.full_addrs[0] / f"/p2p-circuit/p2p/{other.peer_id}", timeout=5),
+                client.connect(other.full_addrs[0] / f"/p2p-circuit/p2p/{one.peer_id}", timeout=5),
+            ]
+            results = await asyncio.gather(*each, return_exceptions=True)
+            assert all(isinstance(result, DialFailed | flare.Connection) for result in results), results
+
+    @aio
+    async def test_another_peers_address_in_a_peers_entry_leads_to_no_connection(self) -> None:
+        async with host() as client, host() as somebody:
+            told = Identity.generate().peer_id
+            client.peers.update(told, addrs=somebody.full_addrs)
+            with pytest.raises(PeerMismatch):
+                await client.connect(told, timeout=5)
+            assert client.connections_to(somebody.peer_id) == ()

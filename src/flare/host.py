@@ -206,10 +206,10 @@ class Host:
 
     @property
     def addrs(self) -> tuple[Multiaddr, ...]:
-        """The addresses to tell others, best first: announced, listened on, then through relays.
+        """The addresses to tell others, best first: announced, listened on, through relays.
 
-        None before `start`. What others see of us (`observed_addrs`) is not among them: behind a NAT nobody can
-        dial it, and whoever tried would lose seconds before the hole punch.
+        None before `start`. What others see of us (`observed_addrs`) is not among them: behind a NAT nobody
+        can dial it, and whoever tried would lose seconds before the hole punch.
         """
         if not self._started:
             return ()

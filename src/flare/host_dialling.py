@@ -80,13 +80,16 @@ class Dialling:
         self._tasks: set[asyncio.Task[Connection]] = set()
         self._closed = False
 
-    async def connect(self, peer: PeerId | None, addrs: Sequence[Multiaddr]) -> Connection:
+    async def connect(
+        self, peer: PeerId | None, addrs: Sequence[Multiaddr], *, key: object = None
+    ) -> Connection:
         """Dial, or join the dial to the same peer that is under way and then try what that one did not.
 
         DialFailed; PeerMismatch when all that answered were others. A dial ends when nobody waits for it
         any more.
         """
-        key: object = peer if peer is not None else object()
+        if key is None:
+            key = peer if peer is not None else object()
         under_way = self._under_way.get(key) or self._start(key, peer, addrs)
         try:
             return await self._wait(key, under_way)
@@ -94,13 +97,14 @@ class Dialling:
             more = [addr for addr in addrs if addr not in under_way.addrs]
             if not more:
                 raise
-        return await self.connect(peer, more)
+        return await self.connect(peer, more, key=key)
 
     async def relay(self, relay: Multiaddr) -> Connection:
         """A direct connection to a relay: circuits do not stack."""
         peer = relay.peer_id
         existing = self._direct_to(peer) if peer is not None else None
-        return existing or await self.connect(peer, [relay])
+        # never joined with a dial that may go through a relay: that one could be waiting for this
+        return existing or await self.connect(peer, [relay], key=("relay", peer))
 
     async def plainly(self, addr: Multiaddr, peer: PeerId) -> Connection:
         """For the hole puncher:
@@ -172,6 +176,8 @@ class Dialling:
         return connection
 
     async def _address(self, addr: Multiaddr, peer: PeerId | None) -> Connection:
+        if peer is not None and addr.peer_id not in (None, peer):
+            raise PeerMismatch(peer, addr.peer_id)  # told by the peer itself, or by DNS
         if addr.is_circuit:
             return await self._circuit(addr)
         connection = await self._tcp.dial(addr, expected_peer=addr.peer_id or peer)
@@ -184,6 +190,8 @@ class Dialling:
         relay, target = addr.relay, addr.peer_id
         if relay is None or target is None:
             raise UsageError(f"{addr} is no circuit address")
+        if relay.peer_id == target:
+            raise UsageError(f"{addr} leads through {target} to itself")
         through = await self.relay(relay)
         stream, limit = await relay_connect.connect(
             through, target, timeout=self._config.timeouts.relay_connect

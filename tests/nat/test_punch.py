@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from flare.errors import DialFailed, FlareError, PunchFailed, StreamReset
 from flare.events import PunchGaveUp, PunchStarted, PunchSucceeded
 from flare.lab import virtual
 from flare.nat.observed import Mapping
-from flare.nat.punch import HolePuncher
+from flare.nat.punch import SPENT, HolePuncher
 from flare.protocols.dcutr import CLIENT, PROTOCOL, SERVER
+from flare.protocols.dcutr.initiator import agree
 from flare.wire.keys import Identity
 from flare.wire.multiaddr import Multiaddr
 from tests.support.linked import ALICE, ALICE_ADDR, BOB, BOB_ADDR, CAROL, End, linked, now, relayed, simulated
@@ -400,3 +402,60 @@ class TestGuards:
             await world.b.puncher.close()
             with pytest.raises(FlareError, match="closing"):
                 await waiting
+
+
+class TestComingBack:
+    """Relayed connections come and go while an upgrade runs."""
+
+    @simulated
+    async def test_a_peer_that_comes_back_during_a_punch_gets_one_of_its_own(self) -> None:
+        async with World(b={"own_addrs": lambda: [BOB_ADDR]}) as world:
+            world.b.takes = 3
+            world.start()
+            await asyncio.sleep(1)
+            await world.at_b.close()
+            world.b.puncher.disconnected(world.at_b)  # type: ignore[arg-type]
+            again_a, again_b = relayed(latency=0.05)
+            again_a.handlers[PROTOCOL] = world.a.puncher.serve
+            world.works_at(2)
+            world.b.puncher.connected(again_b)  # type: ignore[arg-type]
+            direct = await world.b.puncher.direct(again_b, 30)  # type: ignore[arg-type]
+            assert direct is world.direct_b
+
+    @simulated
+    async def test_nothing_is_kept_of_an_upgrade_whose_connection_is_gone(self) -> None:
+        async with World() as world:
+            world.b.takes = 3
+            world.start()
+            await asyncio.sleep(1)
+            world.b.puncher.connected(world.direct_b)  # type: ignore[arg-type]
+            world.b.puncher.disconnected(world.at_b)  # type: ignore[arg-type]
+            await asyncio.sleep(60)
+            assert world.b.puncher._upgrades == {}
+
+    @simulated
+    async def test_a_direct_connection_after_a_failure_retires_the_relayed_one(self) -> None:
+        async with World() as world:
+            world.start()
+            await both(world)
+            assert not world.at_b.closed
+            world.b.puncher.connected(world.direct_b)  # type: ignore[arg-type]
+            await asyncio.sleep(Config().punch.grace + 1)
+            assert world.at_b.closed
+            assert isinstance(world.b.events[-1], PunchSucceeded)
+
+
+class TestAPeerThatGoesOn:
+    @simulated
+    async def test_streams_past_its_attempts_are_reset(self) -> None:
+        async with World() as world:
+            world.a.puncher.connected(world.at_a)  # type: ignore[arg-type]
+            for _ in range(40):
+                try:
+                    async with world.at_b.open_stream(PROTOCOL, allow_limited=True) as stream:
+                        await agree(stream, [BOB_ADDR], partial(world.b.puncher._choose, ALICE.peer_id))
+                        await asyncio.sleep(2)
+                except FlareError:
+                    continue
+            assert len(world.a.punches) <= SPENT * Config().punch.attempts
+            assert len(world.a.punches) >= Config().punch.attempts

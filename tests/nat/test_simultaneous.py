@@ -253,6 +253,18 @@ class TestTwoConnections:
             assert await running is tcp.connections[1]
 
     @aio
+    async def test_a_server_that_is_cancelled_before_it_chose_keeps_none(self) -> None:
+        with punching("socket") as (punch, tcp, _):
+            tcp.secure = [0.05, 30.0]
+            running = asyncio.create_task(run(punch))
+            await eventually(lambda: tcp.expected)
+            tcp.accept(tcp_end())
+            await eventually(lambda: tcp.connections)
+            running.cancel()
+            await asyncio.wait([running])
+            assert all(connection.closed for connection in tcp.connections)
+
+    @aio
     async def test_the_server_waits_for_nobody_when_there_was_one_socket(self) -> None:
         with punching("socket") as (punch, _, _):
             started = time.monotonic()

@@ -58,7 +58,7 @@ class ObservedAddresses:
         *,
         listeners: Callable[[], Iterable[Multiaddr]],
         trusted: Callable[[PeerId], bool] = lambda peer: False,
-        on_change: Callable[[], None] = lambda: None,
+        on_change: Callable[[], None] | None = None,
     ) -> None:
         self._listeners = listeners
         self._trusted = trusted
@@ -70,16 +70,23 @@ class ObservedAddresses:
         observation = self._judge(connection, observed)
         if observation is None:
             return False
-        before = self.addrs()
+        before = self._watched()
         self._observations[connection] = observation
-        if self.addrs() != before:
-            self._on_change()
+        self._tell(before)
         return True
 
     def forget(self, connection: Connection) -> None:
         """The connection is closed, and its observation with it."""
-        before = self.addrs()
-        if self._observations.pop(connection, None) is not None and self.addrs() != before:
+        before = self._watched()
+        if self._observations.pop(connection, None) is not None:
+            self._tell(before)
+
+    def _watched(self) -> tuple[Multiaddr, ...]:
+        """What `on_change` is told the change of; nothing without one, since it costs a look at all."""
+        return self.addrs() if self._on_change is not None else ()
+
+    def _tell(self, before: tuple[Multiaddr, ...]) -> None:
+        if self._on_change is not None and self.addrs() != before:
             self._on_change()
 
     def addrs(self, transport: str = "tcp") -> tuple[Multiaddr, ...]:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("flare.nat.punch")
 
+SPENT: Final = 4  # times PunchConfig.attempts: what a peer may have us try on one relayed connection
 OWN_AGENT: Final = "flare/"
 PunchEvent = PunchStarted | PunchSucceeded | PunchGaveUp
 
@@ -62,6 +63,7 @@ class _Upgrade:
         self.task: asyncio.Task[None] | None = None  # B's whole work
         self.punching: asyncio.Task[Connection] | None = None  # A's current attempt
         self.waiting: asyncio.TimerHandle | None = None  # A's patience for another one
+        self.next: Connection | None = None  # a newer relayed connection, which waits for this to end
         self.lost = False  # the relayed connection is gone
         self.again = False  # the direct connection of an earlier upgrade was lost before the relayed one
 
@@ -69,6 +71,11 @@ class _Upgrade:
     def running(self) -> bool:
         """Something is under way that may still end well, even without the relayed connection."""
         return self.punching is not None or (self.task is not None and not self.task.done())
+
+    @property
+    def failed(self) -> bool:
+        """It ended without a direct connection."""
+        return self.outcome.done() and self.outcome.exception() is not None
 
     @property
     def fell_through(self) -> bool:
@@ -139,9 +146,16 @@ class HolePuncher:
         if not connection.is_relayed:
             upgrade = self._upgrades.get(peer)
             if upgrade is not None:
+                if upgrade.failed and not upgrade.lost:
+                    later = self._upgrades[peer] = _Upgrade(upgrade.relayed, self._clock_ns)
+                    later.attempts = upgrade.attempts
+                    upgrade = later
                 self._succeed(upgrade, connection)
             return
-        self._begin(self._upgrade(connection))
+        upgrade = self._upgrade(connection)
+        if upgrade.relayed is not connection:
+            upgrade.next = connection
+        self._begin(upgrade)
 
     def disconnected(self, connection: Connection) -> None:
         """A connection is gone; an upgrade that rode on it ends with what is under way now."""
@@ -286,8 +300,17 @@ class HolePuncher:
     async def serve(self, stream: Stream) -> None:
         """One /libp2p/dcutr stream of the peer that accepted our relayed connection."""
         peer = stream.connection.remote_peer
-        if self._closed or (
-            peer not in self._upgrades and len(self._active()) >= self._config.punch.max_active
+        known = self._upgrades.get(peer)
+        # a peer that goes on and on has us knock at doors of its choice; an attempt that failed counts twice
+        used_up = (
+            known is not None
+            and known.relayed is stream.connection
+            and known.attempts + len(known.errors) >= SPENT * self._config.punch.attempts
+        )
+        if (
+            self._closed
+            or used_up
+            or (peer not in self._upgrades and len(self._active()) >= self._config.punch.max_active)
         ):
             stream.reset()
             return
@@ -399,6 +422,7 @@ class HolePuncher:
 
     def _succeed(self, upgrade: _Upgrade, direct: Connection) -> None:
         if upgrade.outcome.done():
+            self._forget(upgrade)
             return
         upgrade.outcome.set_result(direct)
         if upgrade.waiting is not None:
@@ -421,6 +445,7 @@ class HolePuncher:
 
     def _fail(self, upgrade: _Upgrade, reason: str) -> None:
         if upgrade.outcome.done():
+            self._forget(upgrade)
             return
         mapping = self._mapping()
         if mapping.kind in ("endpoint-dependent", "doubtful"):
@@ -433,6 +458,8 @@ class HolePuncher:
         seconds = (self._clock_ns() - upgrade.started_ns) / 1e9
         self._on_event(PunchGaveUp(upgrade.peer, reason, upgrade.attempts, seconds))
         self._forget(upgrade)
+        if upgrade.lost and not self._closed and upgrade.next is not None and not upgrade.next.closed:
+            self.connected(upgrade.next)  # the peer came back meanwhile
 
     def _so_far(self, upgrade: _Upgrade, timeout: float) -> str:
         """Why there is no direct connection yet."""

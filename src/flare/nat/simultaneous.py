@@ -82,7 +82,8 @@ class TcpPunch:
         """Connect to `addrs` at `deadline_ns` of the monotonic clock; PunchFailed says what was seen."""
         race = _Race(self, self._threads, peer, deadline_ns, client=role == CLIENT, rtt_ns=rtt_ns)
         try:
-            return await race.run(addrs, self._early.get(peer))
+            race.kept = await race.run(addrs, self._early.get(peer))
+            return race.kept
         finally:
             await race.stop()
 
@@ -160,6 +161,7 @@ class _Race:
         self._punching: set[asyncio.Future[Any]] = set()
         self._securing: set[asyncio.Task[Connection]] = set()
         self._secured: list[Connection] = []
+        self.kept: Connection | None = None
         self._sockets = 0
         self._errors: list[str] = []
         self._changed = asyncio.Event()
@@ -201,7 +203,10 @@ class _Race:
                     continue
 
     async def stop(self) -> None:
-        """Leave nothing behind: no thread, no socket, and of a client's connections only the one it keeps."""
+        """Leave nothing behind: no thread, no socket, no connection but the one that is kept.
+
+        A server that keeps one leaves the others to its client, which chooses.
+        """
         self._stopping = True
         os.write(self._cancel_write, b"x")
         for task in self._securing:
@@ -213,9 +218,9 @@ class _Race:
         finally:
             os.close(self._cancel_write)
             os.close(self._cancel_read)
-        if self._client:
-            for surplus in [connection for connection in self._secured if not connection.closed][1:]:
-                surplus.abort("another connection of the same hole punch was kept")
+        for surplus in self._secured:
+            if surplus is not self.kept and not surplus.closed and (self._client or self.kept is None):
+                surplus.abort("another connection of the same hole punch was kept, or none")
 
     def _connect(self, addrs: Sequence[Multiaddr]) -> None:
         """Start the threads, one for each IP version."""

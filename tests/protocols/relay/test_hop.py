@@ -248,6 +248,26 @@ class TestReservation:
         assert statuses == [Status.OK, Status.OK, Status.RESERVATION_REFUSED]
 
     @simulated
+    async def test_in_ipv6_a_64_counts_as_one(self) -> None:
+        bench = Bench(RelayLimits(max_reservations_per_ip=1))
+        same = [Multiaddr(f"/ip6/2001:db8:1:2::{host}/tcp/1") for host in (1, 2)]
+        other = Multiaddr("/ip6/2001:db8:1:3::1/tcp/1")
+        statuses = [
+            (await bench.reserve(bench.client(Identity.generate(), addr))).status for addr in (*same, other)
+        ]
+        assert statuses == [Status.OK, Status.RESERVATION_REFUSED, Status.OK]
+
+    @simulated
+    async def test_a_request_that_outlived_its_connection_reserves_nothing(self) -> None:
+        bench = Bench()
+        client = bench.client(ALICE)
+        stream = await client.open_stream(HOP_PROTOCOL)
+        bench.at_relay[0].closed = True
+        await stream.write_frame(RESERVE.encode())
+        await asyncio.sleep(0.1)
+        assert bench.service.book.reservations == 0
+
+    @simulated
     async def test_at_the_limit_per_ip_and_one_past_it(self) -> None:
         bench = Bench(RelayLimits(max_reservations_per_ip=2))
         statuses = [(await bench.reserve(bench.client(i))).status for i in (ALICE, BOB, CAROL)]

@@ -7,6 +7,7 @@ request is answered with MALFORMED_MESSAGE or UNEXPECTED_MESSAGE and costs only 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import math
 import time
@@ -170,6 +171,8 @@ class HopService:
         except (NetworkError, TimeoutError):
             stream.reset()
             return
+        if stream.connection.closed:
+            return  # what it had sent outlived it: a reservation would outlive it too
         if request.type is HopType.RESERVE:
             await self._reserve(stream)
         elif request.type is HopType.CONNECT:
@@ -198,7 +201,7 @@ class HopService:
         if self._draining:
             return Status.RESERVATION_REFUSED
         try:
-            held, renewed = self.book.reserve(peer, str(addr.ip), connection)
+            held, renewed = self.book.reserve(peer, _source(addr), connection)
         except ResourceLimit as error:
             log.debug("no reservation for %s: %s", peer, error)
             return Status.RESERVATION_REFUSED
@@ -345,6 +348,14 @@ class HopService:
             await stream.close()
         except (NetworkError, TimeoutError):
             stream.reset()
+
+
+def _source(addr: Multiaddr) -> str:
+    """What counts as one for max_reservations_per_ip: in IPv6 a /64, which one host may own."""
+    ip = addr.ip
+    if ip is None or ip.version == 4:
+        return str(ip)
+    return str(ipaddress.ip_network((int(ip) >> 64 << 64, 64)))
 
 
 class _Refused(Exception):
