@@ -173,13 +173,18 @@ class HolePuncher:
         existing = self._direct_to(connection.remote_peer)
         if existing is not None:
             return existing
-        upgrade = self._upgrade(connection)
-        if upgrade.again:
-            self._begin(upgrade)
-        await asyncio.wait((upgrade.outcome,), timeout=timeout)
-        if not upgrade.outcome.done():
-            raise PunchFailed(self._so_far(upgrade, timeout), attempts=upgrade.attempts)
-        return upgrade.outcome.result()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout
+        while True:
+            upgrade = self._upgrade(connection)
+            if upgrade.again:
+                self._begin(upgrade)
+            await asyncio.wait((upgrade.outcome,), timeout=end - loop.time())
+            if not upgrade.outcome.done():
+                raise PunchFailed(self._so_far(upgrade, timeout), attempts=upgrade.attempts)
+            if not upgrade.failed or self._upgrades.get(upgrade.peer, upgrade) is upgrade:
+                return upgrade.outcome.result()
+            # that was of an earlier connection: ours has one of its own now
 
     async def close(self) -> None:
         """Give up on everything."""
