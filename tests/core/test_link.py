@@ -28,6 +28,7 @@ from flare.errors import (
     UsageError,
 )
 from tests.support.mux import (
+    ACK,
     DATA,
     FIN,
     PING,
@@ -164,7 +165,8 @@ class TestNoiseRecords:
         near = engine.attach_memory(record=NoiseRecords(a, b, 3, 5), initiator=True)
         far = engine.attach_memory(record=NoiseRecords(b, a, 5, 3), initiator=False)
         heard = Heard(far)
-        near.open_stream().write(b"x")
+        stream = near.open_stream()
+        stream.write(b"x")
         exchange(near, far, engine)
         assert len(heard.streams) == 1
 
@@ -339,6 +341,26 @@ class TestKeepalive:
         assert not pair.heard_a.closed
         assert not pair.heard_b.closed
         assert pair.a.rtt_ns > 0
+
+    def test_a_pong_that_waited_in_the_socket_counts(self, engine: Engine) -> None:
+        x, y = socket.socketpair()
+        link = engine.attach(
+            y.detach(),
+            record=PlainRecords(),
+            initiator=False,
+            limits=Limits(keepalive=0.02, keepalive_timeout=0.3),
+        )
+        heard = Heard(link)
+        with x:
+            time.sleep(0.03)
+            run(engine)
+            assert frames(x.recv(100)) == [(PING, SYN, 0, 1, b"")]
+            x.sendall(frame(PING, ACK, 0, 1))
+            time.sleep(0.35)
+            run(engine)
+            assert not link.closed
+            assert not heard.closed
+            assert link.rtt_ns > 0
 
     def test_none_when_it_is_off(self, engine: Engine) -> None:
         with Bare(keepalive=0.0) as peer:

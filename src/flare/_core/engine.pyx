@@ -84,11 +84,11 @@ cdef bint one_pass(core* c, int64_t timeout) noexcept nogil:
             bulk += 1
         if ready[i].what & WATCH_WRITE and ln.state != LINK_DEAD:
             link_writable(ln)
-    fire_timers(c)
     quantum = max(<size_t>QUANTUM, <size_t>SCRATCH // <size_t>max(bulk, 1))
     for i in range(n):
         if ready[i].what & WATCH_READ and ready[i].link.state != LINK_DEAD:
             link_read(ready[i].link, quantum)
+    fire_timers(c)  # a pong that waited in the socket while nobody ran passes counts
     flush(c)
     leave_nogil(c)
     return n > 0
