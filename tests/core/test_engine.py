@@ -158,8 +158,9 @@ class TestPasses:
     def test_more_ready_links_than_one_pass_takes(self) -> None:
         engine = Engine()
         pairs = [Pair(engine, noise=False) for _ in range(150)]
-        for pair in pairs:
-            pair.a.open_stream().write(b"x")
+        streams = [pair.a.open_stream() for pair in pairs]
+        for stream in streams:
+            stream.write(b"x")
         run_until(lambda: all(p.heard_b.streams for p in pairs), engine, passes=20)
         engine.close()
 

@@ -9,7 +9,20 @@ import pytest
 
 from flare._core.engine import Engine
 from flare._core.link import WRITABLE, PlainRecords
-from tests.support.mux import SYN, WINDOW, Limits, Pair, drain, frame, run, run_until
+from tests.support.mux import (
+    DATA,
+    FIN,
+    RST,
+    SYN,
+    WINDOW,
+    Bare,
+    Limits,
+    Pair,
+    drain,
+    frame,
+    run,
+    run_until,
+)
 
 
 @pytest.fixture
@@ -104,6 +117,19 @@ class TestBackPressure:
             run(engine, passes=1)
         assert got >= 4 * 256 * 1024 - 20, "and reading goes on when Python read"
 
+    @pytest.mark.parametrize("flag", [0, FIN, RST])
+    def test_reading_goes_on_when_the_streams_were_dropped_unread(self, flag: int) -> None:
+        with Bare(max_receive=100_000) as peer:
+            stream = peer.stream()
+            peer.say(frame(DATA, 0, 1, bytes(100_000)), frame(WINDOW, flag, 1))
+            assert peer.link.paused
+            assert stream.readable == 100_000
+            peer.heard.streams.clear()
+            del stream
+            run(peer.engine)
+            assert peer.link.stats.buffered == 0
+            assert not peer.link.paused
+
 
 class TestTurns:
     def test_streams_of_a_full_link_take_turns(self, engine: Engine) -> None:
@@ -123,6 +149,22 @@ class TestTurns:
                 break
         assert min(got) > 1 << 20
         assert max(got) - min(got) <= 1 << 20, f"nobody is far ahead: {got}"
+
+    def test_a_turn_that_is_not_used_holds_nobody_up(self) -> None:
+        with Bare(initiator=True, send_high_water=64 * 1024) as peer:
+            idle, other = peer.link.open_stream(), peer.link.open_stream()
+            assert 0 < idle.write(bytes(100_000)) < 100_000
+            taken: list[int] = []
+            events: list[int] = []
+            idle.on_event = lambda flags: taken.append(other.write(b"hello")) if flags & WRITABLE else None
+            other.on_event = events.append
+            run(peer.engine)
+            peer.link.take_output()
+            run(peer.engine)
+            assert taken == [0], "the turn is another's"
+            run(peer.engine)
+            assert events == [WRITABLE]
+            assert other.write(b"hello") == 5
 
     def test_control_streams_go_first(self, engine: Engine) -> None:
         pair = Pair(engine, sndbuf=16 * 1024)

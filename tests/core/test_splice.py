@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import gc
+import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flare._core.engine import Engine
-from flare._core.link import LinkStream
+from flare._core.link import LinkStream, PlainRecords
 from flare._core.splice import Splice, SpliceResult, splice
 from flare.errors import ConnectionClosed, StreamReset, UsageError
-from tests.support.mux import Pair, drain, run, run_until
+from tests.support.mux import (
+    DATA,
+    FIN,
+    INITIAL,
+    SYN,
+    WINDOW,
+    Heard,
+    Limits,
+    Pair,
+    drain,
+    frame,
+    run,
+    run_until,
+)
 
 
 class Circuit:
@@ -351,6 +366,65 @@ class TestEnds:
         assert circuit.results[0].reason in ("link", "reset")
         assert circuit.results[0].bytes_a_to_b == len(payload)
         circuit.close()
+
+    def test_what_waits_for_a_sender_that_left_outlasts_the_half_close_of_its_receiver(self) -> None:
+        circuit = Circuit(sndbuf=16_384)
+        circuit.join()
+        window = circuit.b.send_window
+        payload = bytes(range(256)) * 1500
+        left = payload
+        for _ in range(300):
+            left = left[circuit.near.write(left) :]
+            circuit.run(1)
+        assert not left
+        circuit.near.close_write()
+        circuit.run()
+        circuit.left.a.close()
+        circuit.run(20)
+        assert circuit.left.b.closed
+        assert circuit.far.readable == window < len(payload), "the rest waits for a window"
+        circuit.far.close_write()
+        circuit.run()
+        got = b""
+        for _ in range(500):
+            got += drain(circuit.far)
+            circuit.run(1)
+        assert got == payload
+        assert circuit.far.read() == b""
+        assert circuit.results == [SpliceResult("link", len(payload), 0)]
+        circuit.close()
+
+    @pytest.mark.timeout(20, method="thread")
+    def test_a_link_that_dies_under_a_splice_of_two_of_its_streams(self) -> None:
+        engine = Engine()
+        x, y = socket.socketpair()
+        limits = Limits(keepalive=0.0, send_high_water=64 * 1024)
+        link = engine.attach(y.detach(), record=PlainRecords(), initiator=False, limits=limits)
+        heard = Heard(link)
+        results: list[SpliceResult] = []
+        with x:
+            x.sendall(frame(WINDOW, SYN, 1) + frame(WINDOW, SYN, 3))
+            run(engine)
+            source, target = heard.streams
+            splice(source, target, on_done=results.append)
+            x.setblocking(False)
+            got = b""
+            piece = 16 * 1024
+            waiting = [frame(DATA, 0, 1, bytes(piece))] * ((INITIAL + 98_304) // piece)
+            for said in [*waiting, frame(DATA, FIN, 1)]:
+                assert x.send(said) == len(said)
+                run(engine)
+                with suppress(BlockingIOError):
+                    while True:
+                        got += x.recv(1 << 20)
+            assert len(got) > INITIAL
+            assert target.send_window == 0
+            assert source.readable == 98_304
+            x.send(frame(WINDOW, 0, 3, 1 << 20))
+        run(engine)
+        assert len(heard.closed) == 1
+        assert [r.reason for r in results] == ["link"]
+        engine.close()
 
     def test_cancel_resets_both(self, circuit: Circuit) -> None:
         joined = circuit.join()

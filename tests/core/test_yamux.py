@@ -239,6 +239,14 @@ class TestOpeningAStream:
             assert peer.say(frame(WINDOW, SYN, 7)) == [Frame(WINDOW, RST, 1, 0)]
             assert [s.id for s in peer.heard.streams] == [1, 3, 7]
 
+    def test_what_was_reset_before_anybody_saw_it_is_not_heard_of(self) -> None:
+        with Bare() as peer:
+            flood = b"".join(frame(WINDOW, SYN, i) + frame(WINDOW, RST, i) for i in range(1, 2001, 2))
+            assert peer.say(flood + frame(DATA, SYN, 2001, b"hi") + frame(WINDOW, SYN | RST, 2003)) == []
+            assert [s.id for s in peer.heard.streams] == [2001]
+            assert peer.heard.streams[0].read() == b"hi"
+            assert peer.link.stats.streams == 1
+
 
 class TestAckBacklog:
     def test_inbound_streams_that_nobody_touched_are_bounded(self) -> None:

@@ -76,7 +76,7 @@ cdef void pump(splice_pair* p, way* w) noexcept nogil:
     if p.reason == 0 and w.source.read_closed and not w.fin:
         w.fin = 1
         stream_close_write(w.target)
-        if p.ending:
+        if p.ending and not w.source.in_table:
             finish(p, p.ending)
         elif p.ways[0].fin and p.ways[1].fin:
             finish(p, DONE_CLOSED)

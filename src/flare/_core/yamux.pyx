@@ -135,6 +135,8 @@ cdef void stream_free(node* n) noexcept nogil:
     cdef mux* m = s.mux
     m.buffered -= queue_clear(&s.rx)
     free(s)
+    if m.paused and not m.dead:
+        set_dirty(m.core, &m.node)
     mux_release(m)
 
 
@@ -316,13 +318,14 @@ cdef size_t stream_write(stream* s, const uint8_t* data, size_t n) noexcept nogi
     cdef mux* m = s.mux
     cdef size_t total = 0
     cdef size_t take
-    while n and s.in_table and not s.write_closed:
+    while n and s.in_table and not s.write_closed and not m.dead:
         if s.send_window == 0:
             s.wants_write = 1
             break
         if s.allowance == 0 and contested(m, s.control):
             s.wants_write = 1
             wait_push(s)
+            set_dirty(m.core, &m.node)  # whoever has the turn may not write
             break
         take = room_of(m, s.control)
         if take == 0 and not m.blocked:
@@ -360,14 +363,19 @@ cdef stream* mux_open(mux* m) noexcept nogil:
 
 
 cdef stream* mux_accepted(mux* m) noexcept nogil:
-    cdef stream* s = m.accept_head
-    if s != NULL:
+    cdef stream* s
+    while m.accept_head != NULL:
+        s = m.accept_head
         m.accept_head = s.accept_next
         if m.accept_head == NULL:
             m.accept_tail = NULL
         s.awaits_accept = 0
+        if s.reset:
+            bury(m.core, &s.node)  # nobody saw it, and nobody needs to
+            continue
         s.ack_due = s.in_table
-    return s
+        return s
+    return NULL
 
 
 cdef size_t stream_peek(stream* s, const uint8_t** data) noexcept nogil:
