@@ -93,12 +93,13 @@ payloads = st.one_of(
 
 
 def agree(data: bytes) -> None:
-    """Both read `data` the same way, or both refuse it."""
+    """Both read `data` the same way, or both refuse it; Google drops the bits of a varint past the 64th."""
     theirs = google_decode("Probe", data)
     try:
         ours = Probe.decode(data)
-    except DecodeError:
-        assert theirs is None, f"we refuse what Google reads as {theirs}"
+    except DecodeError as error:
+        past_64_bits = "varint too long" in str(error)  # refused here, as go-libp2p's protobuf does
+        assert theirs is None or past_64_bits, f"we refuse what Google reads as {theirs}"
         return
     assert theirs is not None, f"Google refuses what we read as {ours}"
     assert plain(ours) == plain(theirs)
