@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from abc import ABC, abstractmethod
 from typing import Final, Protocol
 
 from flare.errors import ConnectionClosed, DecodeError, FrameTooLarge
@@ -32,20 +33,20 @@ class Channel(Protocol):
         ...
 
 
-class BufferedChannel:
+class BufferedChannel(ABC):
     """A channel over `_receive` and `write`, which keeps what came too much for the next reader."""
 
     def __init__(self, peer: object) -> None:
         self.peer = peer
         self._buffer = bytearray()
 
+    @abstractmethod
     async def _receive(self) -> bytes:
         """Wait for more of the peer's bytes; b"" at the end."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`."""
-        raise NotImplementedError
 
     async def read(self, max_bytes: int) -> bytes:
         """What has come, 1 to `max_bytes`; b"" at the end."""
