@@ -40,14 +40,19 @@ async def test_it_counts_and_tells_what_it_does() -> None:
                 await stream.write(bytes(100_000))
                 await stream.close_write()
                 await stream.read_exactly(100_000)
+            ((circuit, carrying),) = server.running.items()
+            assert (circuit.source, circuit.target) == (alice.peer_id, bob.peer_id)
+            assert min(carrying.bytes_a_to_b, carrying.bytes_b_to_a) > 100_000, "told while it is open"
             await connection.close()
             ended = await seen.first(CircuitClosed)
             assert (ended.source, ended.target) == (alice.peer_id, bob.peer_id)
             assert ended.source_bytes > 100_000
             assert ended.target_bytes > 100_000
             assert server.circuits == 0
+            assert not server.running
             counters = server.counters
             assert counters.circuits_opened == counters.circuits_closed == 1
+            assert counters.circuit_seconds == pytest.approx(ended.seconds)
             assert counters.bytes_relayed == ended.source_bytes + ended.target_bytes
             assert counters.reserve_answers[Status.OK] == 2
             assert counters.connect_answers[Status.OK] == 1

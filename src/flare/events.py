@@ -130,13 +130,14 @@ class CircuitOpened:
 
 @dataclass(frozen=True, slots=True)
 class CircuitClosed:
-    """A circuit of this relay ended; bytes are what each side sent."""
+    """A circuit of this relay ended after `seconds`; bytes are what each side sent."""
 
     source: PeerId
     target: PeerId
     reason: str
     source_bytes: int
     target_bytes: int
+    seconds: float
 
 
 Event = (

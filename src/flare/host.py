@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequen
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, overload
 
+from ._core.engine import Engine
 from .config import Config
 from .errors import FlareError, TimedOut, UsageError
 from .events import AddressesChanged, ConnectionLost, ConnectionOpened, Event, Listening, PeerIdentified
@@ -214,6 +215,11 @@ class Host:
         if not self._started:
             return ()
         return tuple(dict.fromkeys([*self._announce, *self._tcp.listen_addrs, *self._relays.addrs]))
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """What drives this host's links, shared with the other hosts of its loop: for their counters."""
+        return self._engine.engines if self._started else ()
 
     @property
     def observed_addrs(self) -> tuple[Multiaddr, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -11,7 +11,9 @@ from ._core.splice import Splice, SpliceResult, splice
 from .config import RelayLimits
 from .errors import UsageError
 from .host import Host
+from .protocols.relay.book import Circuit
 from .protocols.relay.hop import PROTOCOL, Acl, HopService, RelayCounters
+from .protocols.relay.hop import Splice as Carrying
 from .transport.stream import Stream
 from .wire.peer_id import PeerId
 
@@ -74,6 +76,11 @@ class RelayServer:
     def circuits(self) -> int:
         """How many circuits are open."""
         return self._serving.book.circuits
+
+    @property
+    def running(self) -> Mapping[Circuit, Carrying]:
+        """The circuits that carry bytes now, and what each has carried; a is the source's side."""
+        return self._serving.running
 
     @property
     def counters(self) -> RelayCounters:

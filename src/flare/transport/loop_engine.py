@@ -34,6 +34,11 @@ class LoopEngine:
         found._users += 1
         return found
 
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """What drives the links of this loop."""
+        return (self.engine,)
+
     def release(self) -> None:
         """Give up one `get`; the last closes the engine and with it every link that is left."""
         self._users -= 1

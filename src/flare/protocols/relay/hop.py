@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -78,8 +78,12 @@ class Spliced(Protocol):
 
 
 class Splice(Protocol):
-    """A running splice."""
+    """A running splice, and what it has carried."""
 
+    @property
+    def bytes_a_to_b(self) -> int: ...
+    @property
+    def bytes_b_to_a(self) -> int: ...
     def cancel(self) -> None: ...
 
 
@@ -149,7 +153,13 @@ class HopService:
         self._timeouts = timeouts or Timeouts()
         self._clock_ns = clock_ns
         self._draining = False
+        self._running: dict[Circuit, Splice] = {}
         self.counters = RelayCounters()
+
+    @property
+    def running(self) -> Mapping[Circuit, Splice]:
+        """The circuits that carry bytes now; a is the source's side."""
+        return self._running
 
     def connection_closed(self, connection: Connection) -> None:
         """A connection ended, and the reservation made over it with it."""
@@ -269,7 +279,7 @@ class HopService:
                 await stream.write_frame(
                     HopMessage(type=HopType.STATUS, status=Status.OK, limit=limit).encode()
                 )
-            done = await self._join(stream, onward, limit)
+            done = await self._join(circuit, stream, onward, limit)
             reason, sent, received = done.reason, done.bytes_a_to_b, done.bytes_b_to_a
         except (NetworkError, TimeoutError):
             stream.reset()
@@ -281,9 +291,10 @@ class HopService:
         finally:
             self.book.close_circuit(circuit)
             self.counters.circuits_closed += 1
-            self.counters.circuit_seconds += (self._clock_ns() - started) / 1e9
+            seconds = (self._clock_ns() - started) / 1e9
+            self.counters.circuit_seconds += seconds
             self.counters.bytes_relayed += sent + received
-            self._on_event(CircuitClosed(source, target, reason, sent, received))
+            self._on_event(CircuitClosed(source, target, reason, sent, received, seconds))
 
     async def _open(
         self, connection: Connection, target: PeerId, limit: Limit | None
@@ -315,7 +326,7 @@ class HopService:
             raise
         return circuit, onward
 
-    async def _join(self, a: Stream, b: Stream, limit: Limit | None) -> Spliced:
+    async def _join(self, circuit: Circuit, a: Stream, b: Stream, limit: Limit | None) -> Spliced:
         """Splice until both directions are done, the limit or the deadline."""
         done: asyncio.Future[Spliced] = asyncio.get_running_loop().create_future()
 
@@ -329,11 +340,14 @@ class HopService:
         splice = self._splice(
             a, b, limit_a_to_b=data, limit_b_to_a=data, deadline_ns=deadline_ns, on_done=on_done
         )
+        self._running[circuit] = splice
         try:
             return await done
         except asyncio.CancelledError:
             splice.cancel()
             raise
+        finally:
+            del self._running[circuit]
 
     # -- answers
 
