@@ -94,11 +94,16 @@ class ReservationConfig:
 
 @dataclass(frozen=True, slots=True)
 class HostLimits:
-    """What strangers may cost a host as a whole."""
+    """What strangers may cost a host as a whole. "per_ip" is for each IPv4 address and each IPv6 /64."""
 
-    max_connections: int = 100_000
-    max_handshakes: int = 512  # inbound, at once: defends CPU and memory against half-open floods
+    max_connections: int = 100_000  # and never more than the process has descriptors for
+    max_connections_per_ip: int = 256  # inbound: defends everybody else's places
+    # inbound, at once: defends memory against half-open floods. When all are taken the oldest gives way
+    max_handshakes: int = 2048
     max_handshakes_per_ip: int = 64
+    handshakes_per_second_per_ip: float = 10.0  # after a burst: defends CPU; 0: no limit
+    handshake_burst_per_ip: int = 128
+    exempt: tuple[str, ...] = ("127.0.0.0/8", "::1/128")  # networks without any limit per IP
 
 
 @dataclass(frozen=True, slots=True)

@@ -243,5 +243,5 @@ async def at_rest(target: Host, *friends: Host) -> None:
     """Wait until `target` has no connection but those of `friends`, and no handshake under way."""
     known = {friend.peer_id for friend in friends}
     await eventually(lambda: known.issuperset(target._connections), "strangers gone", timeout=5)
-    await eventually(lambda: not target._tcp._handshakes, "handshakes over", timeout=5)
+    await eventually(lambda: not target._tcp.admission.handshakes, "handshakes over", timeout=5)
     await eventually(lambda: not len(target._tasks), "tasks over", timeout=5)

@@ -120,11 +120,12 @@ class TestTime:
         ):
             addr = the_scene.target.full_addrs[0]
             held = [await stack.enter_async_context(raw(addr)) for _ in range(limit)]
-            await eventually(lambda: the_scene.target._tcp._handshakes.total() == limit)
-            with contextlib.suppress(ConnectionError):  # it may come before connect() has returned
-                async with raw(addr) as refused:
-                    assert await ends(refused, PATIENCE + SLACK)
-            assert the_scene.target._tcp._handshakes.total() == limit, "refused at once, not after a timeout"
+            admission = the_scene.target._tcp.admission
+            await eventually(lambda: admission.handshakes == limit)
+            async with raw(addr):
+                assert await ends(held[0], PATIENCE + SLACK)
+                assert admission.evicted == 1, "the oldest gave way at once, not after a timeout"
+                assert admission.handshakes == limit
             for sock in held:
                 assert await ends(sock, PATIENCE + SLACK)
             (outcome,) = await the_scene.attempts([Plan()])

@@ -37,8 +37,8 @@ from tests.support.hosts import LOOPBACK, Node
 QUICK = Config(timeouts=replace(Timeouts(), negotiate=0.2, close=0.5, handshake=0.2, dial=0.3))
 
 
-def limited(**limits: int) -> Config:
-    return Config(host=HostLimits(**limits))
+def limited(**limits: Any) -> Config:
+    return Config(host=HostLimits(exempt=(), **limits))
 
 
 class TestListening:
@@ -178,7 +178,7 @@ class TestDialling:
         async with Node() as a, Node() as b:
             with pytest.raises(PeerMismatch, match=f"expected peer {expected}, but {b.peer_id} answered"):
                 await a.tcp.dial(b.addr, expected_peer=expected)
-            await eventually(lambda: not b.tcp._handshakes)
+            await eventually(lambda: not b.tcp.admission.handshakes)
             assert b.inbound.empty()
 
     @aio
@@ -317,7 +317,7 @@ class TestHostilePeers:
     async def test_a_client_that_says_nothing(self) -> None:
         async with Node(QUICK) as node, strangers(node, 1) as (sock,):
             assert await is_closed(sock, 2)
-            await eventually(lambda: not node.tcp._handshakes)
+            await eventually(lambda: not node.tcp.admission.handshakes)
 
     @aio
     async def test_a_client_that_drips(self) -> None:
@@ -331,8 +331,8 @@ class TestHostilePeers:
 
             dripping = asyncio.create_task(drip())
             before = time.monotonic()
-            await eventually(lambda: node.tcp._handshakes)
-            await eventually(lambda: not node.tcp._handshakes, timeout=2)
+            await eventually(lambda: node.tcp.admission.handshakes)
+            await eventually(lambda: not node.tcp.admission.handshakes, timeout=2)
             assert time.monotonic() - before < 1.5
             dripping.cancel()
             await asyncio.gather(dripping, return_exceptions=True)
@@ -354,7 +354,7 @@ class TestHostilePeers:
         async with Node(QUICK) as node, strangers(node, 1) as (sock,):
             await asyncio.get_running_loop().sock_sendall(sock, wire)
             assert await is_closed(sock, 3)
-            await eventually(lambda: not node.tcp._handshakes)
+            await eventually(lambda: not node.tcp.admission.handshakes)
             async with Node() as honest:
                 assert (await honest.dial(node)).remote_peer == node.peer_id
 
@@ -383,21 +383,29 @@ class TestHostilePeers:
                 await dialling
 
     @aio
-    async def test_handshakes_at_the_limit_and_past_it(self) -> None:
+    async def test_past_the_limit_the_oldest_handshake_gives_way(self) -> None:
         async with Node(limited(max_handshakes=3)) as node, strangers(node, 3) as held:
-            await eventually(lambda: node.tcp._handshakes.total() == 3)
-            async with strangers(node, 1) as (extra,):
-                assert await is_closed(extra, 2)
-            assert not await is_closed(held[0], 0.05)
-            held.pop().close()
-            await eventually(lambda: node.tcp._handshakes.total() == 2)
+            await eventually(lambda: node.tcp.admission.handshakes == 3)
+            assert not await is_closed(held[0], 0.05), "at the limit nobody has to go"
             async with Node() as honest:
                 assert (await honest.dial(node)).remote_peer == node.peer_id
+            assert await is_closed(held[0], 2)
+            assert not await is_closed(held[1], 0.05)
+            assert node.tcp.admission.evicted == 1
+
+    @aio
+    async def test_more_at_once_than_there_is_room_for(self) -> None:
+        """They are accepted in one turn: the first are cancelled before their first step."""
+        async with Node(limited(max_handshakes=2)) as node, strangers(node, 20) as socks:
+            await eventually(lambda: node.tcp.admission.evicted == 18)
+            for sock in socks[:18]:
+                assert await is_closed(sock, 2)
+            assert node.tcp.admission.handshakes == 2
 
     @aio
     async def test_handshakes_of_one_address_at_the_limit_and_past_it(self) -> None:
         async with Node(limited(max_handshakes_per_ip=2)) as node, strangers(node, 2) as held:
-            await eventually(lambda: node.tcp._handshakes.total() == 2)
+            await eventually(lambda: node.tcp.admission.handshakes == 2)
             async with strangers(node, 1) as (extra,):
                 assert await is_closed(extra, 2)
             assert not await is_closed(held[0], 0.05)
@@ -411,16 +419,36 @@ class TestHostilePeers:
                 await b.dial(node)
 
     @aio
+    async def test_connections_of_one_address_at_the_limit_and_past_it(self) -> None:
+        async with Node(limited(max_connections_per_ip=2)) as node, Node() as a, Node() as b:
+            first = await a.dial(node)
+            await a.dial(node)
+            for _ in range(2):
+                await node.inbound.get()
+            with pytest.raises(NetworkError):
+                await b.dial(node)
+            await first.close()
+            await eventually(lambda: len(node.tcp.connections) == 1)
+            assert (await b.dial(node)).remote_peer == node.peer_id, "a place that was left is free"
+
+    @aio
+    async def test_a_burst_of_one_address_and_one_past_it(self) -> None:
+        few = limited(handshake_burst_per_ip=3, handshakes_per_second_per_ip=0.001)
+        async with Node(few) as node, strangers(node, 4) as socks:
+            assert await is_closed(socks[3], 2)
+            assert node.tcp.admission.handshakes == 3
+
+    @aio
+    async def test_loopback_is_exempt_as_it_comes(self) -> None:
+        config = Config(host=HostLimits(max_handshakes_per_ip=1, max_connections_per_ip=1))
+        async with Node(config) as node, strangers(node, 5):
+            await eventually(lambda: node.tcp.admission.handshakes == 5)
+
+    @aio
     async def test_closing_ends_handshakes_under_way(self) -> None:
         async with Node() as node, strangers(node, 3):
-            await eventually(lambda: node.tcp._handshakes.total() == 3)
+            await eventually(lambda: node.tcp.admission.handshakes == 3)
         assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    def test_one_ipv6_network_counts_as_one_address(self) -> None:
-        first, second, other = map(
-            ipaddress.ip_address, ("2001:db8:0:1::1", "2001:db8:0:1:ffff::2", "2001:db8:0:2::1")
-        )
-        assert tcp._source(first) == tcp._source(second) != tcp._source(other)
 
 
 def test_endpoints_of_socket_addresses() -> None:

@@ -9,12 +9,12 @@ import ipaddress
 import logging
 import os
 import socket
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Final
 
 from flare.config import Config
 from flare.errors import FlareError, InvalidMultiaddr, NetworkError, UsageError
+from flare.transport.admission import Admission
 from flare.transport.channel import SocketChannel
 from flare.transport.connection import Connection
 from flare.transport.deadline import within
@@ -36,8 +36,7 @@ from flare.wire.peer_id import PeerId
 log = logging.getLogger("flare.transport.tcp")
 
 ACCEPTS_A_TURN: Final = 64  # connections accepted before the loop runs something else
-ACCEPT_PAUSE: Final = 0.1  # seconds without accepting after the process ran out of descriptors or memory
-_EXHAUSTED: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+ACCEPT_PAUSE: Final = 0.1  # seconds without accepting after accept() failed
 _PORT_TAKEN: Final = frozenset((errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES, errno.EINVAL))
 
 Expected = Callable[[socket.socket], None]
@@ -89,9 +88,7 @@ class Listener:
             except ConnectionError:
                 continue  # it was gone before we came
             except OSError as error:
-                if error.errno not in _EXHAUSTED:
-                    log.error("accepting on %s: %s", self.addr, error)
-                    continue
+                # for want of descriptors or memory, or for a reason unknown: to go on at once would spin
                 log.warning("accepting on %s pauses: %s", self.addr, error)
                 self._loop.remove_reader(self.sock)
                 self._resume = self._loop.call_later(ACCEPT_PAUSE, self._accept_again)
@@ -124,7 +121,7 @@ class TcpTransport:
         self._own_tasks = tasks is None
         self._loop = asyncio.get_running_loop()
         self._expected: dict[IpAddress, list[Expected]] = {}
-        self._handshakes: Counter[object] = Counter()  # inbound, by what counts as one IP address
+        self.admission = Admission(config.host)
         self.listeners: list[Listener] = []
         self.connections: set[Connection] = set()
 
@@ -165,34 +162,33 @@ class TcpTransport:
     def accepted(self, sock: socket.socket, address: tuple[object, ...]) -> None:
         """A listener accepted `sock` from `address`: to a punch, to a handshake, or refused by a limit."""
         ip, port = endpoint(address)
-        remote = Multiaddr(f"/ip{ip.version}/{ip}/tcp/{port}")
         if waiting := self._expected.get(ip):
             waiting[0](sock)
             return
-        source = _source(ip)
-        limits = self._config.host
-        if self._handshakes.total() >= limits.max_handshakes:
-            log.debug("refused %s: HostLimits.max_handshakes", remote)
-        elif self._handshakes[source] >= limits.max_handshakes_per_ip:
-            log.debug("refused %s: HostLimits.max_handshakes_per_ip", remote)
-        elif len(self.connections) >= limits.max_connections:
-            log.debug("refused %s: HostLimits.max_connections", remote)
-        else:
-            self._handshakes[source] += 1
-            self._tasks.start(self._welcome(sock, remote, source), f"handshake with {remote}")
+        source = self.admission.source(ip)
+        if why := self.admission.refuses(source, len(self.connections)):
+            log.debug("refused %s port %d: %s", ip, port, why)
+            abort(sock)
             return
-        abort(sock)
+        remote = Multiaddr(f"/ip{ip.version}/{ip}/tcp/{port}")
+        task = self._tasks.start(self._welcome(sock, remote, source), f"handshake with {remote}")
+        self.admission.begin(task, source, task.cancel, len(self.connections))
 
-    async def _welcome(self, sock: socket.socket, remote: Multiaddr, source: object) -> None:
+        def ended(task: asyncio.Task[None]) -> None:
+            self.admission.end(task)
+            sock.close()  # it is still ours when the task was cancelled before its first step
+
+        task.add_done_callback(ended)
+
+    async def _welcome(self, sock: socket.socket, remote: Multiaddr, source: Hashable | None) -> None:
         try:
             connection = await self.adopt(sock, initiator=False, expected_peer=None, remote_addr=remote)
         except (FlareError, OSError) as error:
             log.debug("handshake with %s: %s", remote, error)
             return
-        finally:
-            self._handshakes[source] -= 1
-            if not self._handshakes[source]:
-                del self._handshakes[source]
+        self.admission.end(asyncio.current_task())
+        self.admission.opened(source)
+        connection.add_close_callback(lambda _: self.admission.closed(source))
         self._on_connection(connection)
 
     # Dialling
@@ -322,11 +318,6 @@ def _tcp_endpoint(addr: Multiaddr) -> tuple[IpAddress, int]:
     if bare.ip is None or bare.port is None:
         raise UsageError(f"{addr} has no IP address and port")
     return bare.ip, bare.port
-
-
-def _source(ip: IpAddress) -> object:
-    """What counts as one for HostLimits.max_handshakes_per_ip: in IPv6 a /64, which one host may own."""
-    return ip if ip.version == 4 else int(ip) >> 64
 
 
 def _failed(ip: IpAddress, port: int, error: OSError) -> NetworkError:
