@@ -214,5 +214,5 @@ TestBooks.settings = settings(max_examples=60, stateful_step_count=40, deadline=
 
 @pytest.mark.parametrize("network", ["not a network", "10.0.0.1/8"])
 def test_an_exempt_network_that_is_none(network: str) -> None:
-    with pytest.raises(ValueError, match="network|host bits"):
+    with pytest.raises(ValueError, match=r"network|host bits"):
         Admission(HostLimits(exempt=(network,)))

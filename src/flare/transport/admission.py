@@ -37,7 +37,7 @@ class _Source:
 
 
 class Admission:
-    """The inbound side of HostLimits. `descriptors` is how many this process may open (default: its limit)."""
+    """The inbound side of HostLimits. `descriptors`: how many this process may open (default: its limit)."""
 
     def __init__(
         self,
