@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from flare._core.wire import decode_uvarint, encode_uvarint, frame
 from flare.errors import DecodeError
+from flare.wire.autonat_messages import DialBack, DialBackResponse, DialMessage, MessageV1
 from flare.wire.envelope import EnvelopeMessage, PeerRecordMessage, VoucherMessage
 from flare.wire.keys import KeyMessage, KeyType
 from flare.wire.messages import (
@@ -36,6 +37,10 @@ CLASSES: tuple[type[Message], ...] = (
     EnvelopeMessage,
     PeerRecordMessage,
     VoucherMessage,
+    MessageV1,
+    DialMessage,
+    DialBack,
+    DialBackResponse,
 )
 
 _PEER = PeerId("12D3KooWD3eckifWpRn9wQpMG9R9hX3sD158z7EqHWmweQAJU5SA")

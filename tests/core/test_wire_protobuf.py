@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from flare._core.wire import Field, Kind, Schema
 from flare.errors import DecodeError, UsageError
-from flare.wire.schema import INT32, INT64, UINT32, Message, message
+from flare.wire.schema import FIXED64, INT32, INT64, UINT32, Message, message
 from tests.wire.oracle import delimited, google, google_decode, plain, records, varint
 
 
@@ -46,6 +46,8 @@ class Probe(Message):
     blobs: Annotated[tuple[bytes, ...], 14] = ()
     leaves: Annotated[tuple[Leaf, ...], 15] = ()
     flags: Annotated[tuple[bool, ...], 16] = ()
+    fixed: Annotated[int | None, 17, FIXED64] = None
+    fixeds: Annotated[tuple[int, ...], 18, FIXED64] = ()
     far: Annotated[int | None, 2048] = None
 
 
@@ -79,10 +81,12 @@ probes = st.builds(
     blobs=many(st.binary(max_size=200)),
     leaves=many(leaves),
     flags=many(st.booleans()),
+    fixed=st.none() | u64,
+    fixeds=many(u64),
     far=st.none() | u64,
 )
 
-numbers = st.integers(1, 17) | st.sampled_from([2047, 2048, 2**29 - 1])
+numbers = st.integers(1, 19) | st.sampled_from([2047, 2048, 2**29 - 1])
 leaf_bytes = records(st.integers(1, 4), st.binary(max_size=6) | st.text(max_size=6).map(str.encode))
 payloads = st.one_of(
     st.binary(max_size=20),

@@ -9,6 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flare.errors import DecodeError
+from flare.wire.autonat_messages import (
+    DialBack,
+    DialBackResponse,
+    DialDataRequest,
+    DialDataResponse,
+    DialMessage,
+    DialRequest,
+    DialResponse,
+    DialResponseV1,
+    DialV1,
+    MessageTypeV1,
+    MessageV1,
+    PeerInfoV1,
+)
 from flare.wire.envelope import AddressInfo, PeerRecordMessage, VoucherMessage
 from flare.wire.keys import KeyMessage, KeyType
 from flare.wire.messages import (
@@ -56,6 +70,14 @@ relay_peers = st.builds(RelayPeer, peer_ids, many(addrs))
 reservations = st.builds(Reservation, u64, many(addrs), st.none() | blobs)
 statuses = st.none() | st.sampled_from(Status) | st.integers(-(2**31), 2**31 - 1)
 
+i32 = st.integers(-(2**31), 2**31 - 1)
+dials = st.builds(DialV1, st.none() | st.builds(PeerInfoV1, st.none() | blobs, many(addrs)))
+dial_responses_v1 = st.builds(DialResponseV1, st.none() | i32, st.none() | texts, st.none() | addrs)
+dial_requests = st.builds(DialRequest, many(blobs), u64)
+dial_responses = st.builds(DialResponse, i32, u32, i32)
+data_requests = st.builds(DialDataRequest, u32, u64)
+data_responses = st.builds(DialDataResponse, blobs)
+
 STRATEGIES: dict[type[Message], st.SearchStrategy[Any]] = {
     HopMessage: st.builds(
         HopMessage,
@@ -88,6 +110,21 @@ STRATEGIES: dict[type[Message], st.SearchStrategy[Any]] = {
     KeyMessage: st.builds(KeyMessage, st.sampled_from(KeyType), blobs),
     PeerRecordMessage: st.builds(PeerRecordMessage, peer_ids, u64, many(st.builds(AddressInfo, blobs))),
     VoucherMessage: st.builds(VoucherMessage, peer_ids, peer_ids, u64),
+    MessageV1: st.builds(
+        MessageV1,
+        st.none() | st.sampled_from(MessageTypeV1),
+        st.none() | dials,
+        st.none() | dial_responses_v1,
+    ),
+    DialMessage: st.builds(
+        DialMessage,
+        st.none() | dial_requests,
+        st.none() | dial_responses,
+        st.none() | data_requests,
+        st.none() | data_responses,
+    ),
+    DialBack: st.builds(DialBack, u64),
+    DialBackResponse: st.builds(DialBackResponse, i32),
 }
 CLASSES = pytest.mark.parametrize("cls", STRATEGIES, ids=lambda cls: cls.__name__)
 

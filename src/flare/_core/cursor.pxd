@@ -63,6 +63,26 @@ cdef inline int cursor_uvarint(cursor* c, uint64_t* value) noexcept nogil:
         shift += 7
 
 
+cdef inline int cursor_fixed64(cursor* c, uint64_t* value) noexcept nogil:
+    """Eight bytes, the lowest first."""
+    cdef const uint8_t* data = cursor_take(c, 8)
+    cdef uint64_t result = 0
+    cdef int i
+    if data == NULL:
+        return CURSOR_SHORT
+    for i in range(8):
+        result |= <uint64_t>data[i] << (8 * i)
+    value[0] = result
+    return CURSOR_OK
+
+
+cdef inline void fixed_write(uint8_t* out, uint64_t value) noexcept nogil:
+    """`value` in the eight bytes at `out`, the lowest first."""
+    cdef int i
+    for i in range(8):
+        out[i] = <uint8_t>(value >> (8 * i))
+
+
 cdef inline size_t varint_size(uint64_t value) noexcept nogil:
     """How many bytes the shortest varint of `value` takes: 1 to 10."""
     cdef size_t n = 1

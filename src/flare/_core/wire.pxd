@@ -10,6 +10,7 @@ cpdef enum Kind:
     INT32
     BOOL
     ENUM     # closed, as in proto2: an unknown value counts as absent
+    FIXED    # fixed64: eight bytes, the lowest first
     STRING
     BYTES
     MESSAGE

@@ -19,9 +19,10 @@ class Kind(IntEnum):
     INT32 = 3
     BOOL = 4
     ENUM = 5
-    STRING = 6
-    BYTES = 7
-    MESSAGE = 8
+    FIXED = 6
+    STRING = 7
+    BYTES = 8
+    MESSAGE = 9
 
 class Field:
     number: int

@@ -14,8 +14,8 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove
 
 from flare._core.cursor cimport (
-    CURSOR_LONG, CURSOR_OK, CURSOR_SHORT, cursor, cursor_take, cursor_uvarint, cursor_varint, varint_size,
-    varint_write
+    CURSOR_LONG, CURSOR_OK, CURSOR_SHORT, cursor, cursor_fixed64, cursor_take, cursor_uvarint, cursor_varint,
+    fixed_write, varint_size, varint_write
 )
 
 from flare.errors import DecodeError, UsageError
@@ -158,8 +158,8 @@ cdef class Field:
 
 
 cdef object number_value(Field field, uint64_t raw):
-    """The Python value of a varint, narrow ones of its low bits; None for an unknown enum member."""
-    if field.kind == UINT64:
+    """The Python value of a number, narrow ones of its low bits; None for an unknown enum member."""
+    if field.kind == UINT64 or field.kind == FIXED:
         return raw
     if field.kind == UINT32:
         return <uint32_t>raw
@@ -170,6 +170,16 @@ cdef object number_value(Field field, uint64_t raw):
     if field.kind == ENUM:
         return field.members.get(<int32_t>raw)
     return <int32_t>raw
+
+
+cdef inline int number_type(Field field) noexcept:
+    """The wire type of a number that is not packed."""
+    return FIXED64 if field.kind == FIXED else VARINT
+
+
+cdef inline int read_number(cursor* c, int wire_type, uint64_t* raw) noexcept:
+    """A number of `wire_type`; of DELIMITED its length."""
+    return cursor_fixed64(c, raw) if wire_type == FIXED64 else cursor_varint(c, raw)
 
 
 cdef inline int store(Field field, list values, Py_ssize_t index, object value) except -1:
@@ -278,17 +288,18 @@ cdef class Schema:
         """Reads one value of field `index`; 0 for another wire type, which makes it an unknown field."""
         cdef Field field = <Field>self.fields[index]
         cdef bint number = field.kind < STRING
+        cdef int plain = number_type(field) if number else DELIMITED
         cdef bint packed = number and field.repeated and wire_type == DELIMITED
         cdef uint64_t raw = 0
         cdef cursor part
         cdef int status
         cdef object value
-        if wire_type != (VARINT if number else DELIMITED) and not packed:
+        if wire_type != plain and not packed:
             return 0
-        status = cursor_varint(c, &raw)
+        status = read_number(c, wire_type, &raw)
         if status != CURSOR_OK:
             raise DecodeError(f"{self.name}.{field.name}: {reason(status)}")
-        if wire_type == VARINT:
+        if wire_type != DELIMITED:
             value = number_value(field, raw)
             if value is not None:
                 store(field, values, index, value)
@@ -308,7 +319,7 @@ cdef class Schema:
             field.schema.read(&part, value)
         else:
             while part.ptr < part.end:
-                status = cursor_varint(&part, &raw)
+                status = read_number(&part, plain, &raw)
                 if status != CURSOR_OK:
                     raise DecodeError(f"{self.name}.{field.name}: {reason(status)}")
                 value = number_value(field, raw)
@@ -361,6 +372,12 @@ cdef class Schema:
     cdef int write_one(self, writer* out, Field field, object value) except -1:
         cdef bytes raw
         cdef size_t start, length, head
+        if field.kind == FIXED:
+            put_varint(out, <uint64_t>field.number << 3 | FIXED64)
+            grow(out, 8)
+            fixed_write(out.data + out.size, number_bits(self, field, value))
+            out.size += 8
+            return 0
         if field.kind < STRING:
             put_varint(out, <uint64_t>field.number << 3 | VARINT)
             put_varint(out, number_bits(self, field, value))

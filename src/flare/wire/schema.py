@@ -31,7 +31,7 @@ from typing import (
 from flare._core.wire import Field, Kind, Schema
 from flare._core.wire import frame as _frame
 
-UINT32, INT64, INT32 = Kind.UINT32, Kind.INT64, Kind.INT32
+UINT32, INT64, INT32, FIXED64 = Kind.UINT32, Kind.INT64, Kind.INT32, Kind.FIXED
 LENIENT = "lenient"
 
 _PLAIN = {int: Kind.UINT64, bool: Kind.BOOL, str: Kind.STRING, bytes: Kind.BYTES}
