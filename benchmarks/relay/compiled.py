@@ -13,7 +13,7 @@ BUILT = HERE / "target"  # which .gitignore names
 def compiled(name: str) -> Path:
     """The program made of `name`.c, which needs a C compiler and libcrypto's headers (Debian: libssl-dev)."""
     source, program = HERE / f"{name}.c", BUILT / name
-    newest = max(source.stat().st_mtime, (HERE / "records.h").stat().st_mtime)
+    newest = max(file.stat().st_mtime for file in (source, *HERE.glob("*.h")))
     if not program.exists() or program.stat().st_mtime < newest:
         BUILT.mkdir(exist_ok=True)
         compiler = os.environ.get("CC", "cc")
