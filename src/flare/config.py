@@ -115,6 +115,7 @@ class PunchConfig:
     max_targets: int = (
         16  # addresses of a peer tried at once: defends others against a peer that lists theirs
     )
+    max_ips: int = 4  # IPs of a peer whose other ports may be its too: defends others who dial from there
     max_active: int = 64  # peers punched at once: defends threads and descriptors
     reversal: float = 5.0  # the plain dial of a peer that has public addresses
     head_start: float = 0.5  # of that dial before the first attempt: enough where the peer really is public

@@ -9,17 +9,20 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from flare.config import Timeouts
-from flare.errors import PeerMismatch, PunchFailed
+from flare.errors import FlareError, PeerMismatch, PunchFailed
+from flare.nat import simultaneous
 from flare.nat.simultaneous import TcpPunch
 from flare.protocols.dcutr import CLIENT, SERVER
+from flare.transport.expected import Expectations
 from flare.wire.multiaddr import Multiaddr
+from flare.wire.peer_id import PeerId
 from tests.support.aio import aio, eventually
 from tests.support.linked import ALICE, BOB
 
@@ -46,26 +49,42 @@ class Secured:
 
 
 class FakeTcp:
-    """The transport: hands out expectations, and secures sockets as the test says."""
+    """The transport: keeps the claims, and secures sockets as the test says."""
 
     def __init__(self) -> None:
         self.listen_addrs = [Multiaddr("/ip4/127.0.0.1/tcp/7001"), Multiaddr("/ip6/::1/tcp/7006")]
-        self.expected: list[Callable[[socket.socket], None]] = []
+        self.expected = Expectations()
         self.adopted: list[dict[str, Any]] = []
         self.connections: list[Secured] = []
         self.secure: list[float | Exception] = []  # seconds that each takes, or what it raises
+        self.inbound: list[socket.socket] = []
+        self.tasks: list[asyncio.Task[None]] = []
+        self.strangers: list[Any] = []
 
-    @contextlib.contextmanager
-    def expect(self, ip: Any, callback: Callable[[socket.socket], None]) -> Iterator[None]:
-        self.expected.append(callback)
+    def accept(self, sock: socket.socket, *, peer: PeerId = ALICE.peer_id) -> None:
+        """The listener accepted this from the peer's address, and `peer` is who it is."""
+        assert TARGET.ip is not None
+        assert TARGET.port is not None
+        claims = self.expected.at(TARGET.ip, TARGET.port)
+        self.inbound.append(sock)
+        task = asyncio.get_running_loop().create_task(self._welcome(sock, claims, peer))
+        self.tasks.append(task)
+        for claim in claims:
+            claim.waiting.securing(task)
+
+    async def _welcome(self, sock: socket.socket, claims: list[Any], peer: PeerId) -> None:
+        for claim in claims:
+            if claim.client:
+                claim.ours.add(asyncio.current_task())
         try:
-            yield
-        finally:
-            self.expected.remove(callback)
-
-    def accept(self, sock: socket.socket) -> None:
-        """The listener accepted this from the peer's IP."""
-        self.expected[0](sock)
+            connection = await self.adopt(sock, initiator=claims[0].client)
+        except FlareError as error:
+            for claim in claims:
+                claim.waiting.failed(TARGET, error)
+            return
+        wanted = self.expected.of(peer)
+        if wanted is None or not wanted.waiting.secured(connection):
+            self.strangers.append(connection)
 
     async def adopt(self, sock: socket.socket, **told: Any) -> Any:
         self.adopted.append(told)
@@ -82,8 +101,10 @@ class FakeTcp:
         return connection
 
     def close(self) -> None:
-        for connection in self.connections:
-            connection.sock.close()
+        for task in self.tasks:
+            task.cancel()
+        for sock in (*self.inbound, *(connection.sock for connection in self.connections)):
+            sock.close()
 
 
 class FakeCore:
@@ -129,7 +150,7 @@ def punching(*outcomes: Any, timeout: float = 0.3) -> Iterator[tuple[TcpPunch, F
     finally:
         punch.close()
         tcp.close()
-    assert tcp.expected == []
+    assert len(tcp.expected) == 0
     deadline = time.monotonic() + 2
     while len(os.listdir("/proc/self/fd")) > before and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -298,15 +319,62 @@ async def test_a_cancelled_punch_leaves_nothing_behind() -> None:
 async def test_what_comes_before_the_punch_waits_for_it() -> None:
     with punching(timeout=5) as (punch, tcp, _), punch.expect(ALICE.peer_id, [TARGET]):
         tcp.accept(tcp_end())
-        assert tcp.adopted == []
+        await eventually(lambda: tcp.connections)
         assert await run(punch, role=CLIENT) is tcp.connections[0]
         assert tcp.adopted[0]["initiator"] is True
 
 
 @aio
+async def test_what_is_being_secured_when_the_punch_begins_is_waited_for() -> None:
+    with punching(timeout=0.05) as (punch, tcp, _), punch.expect(ALICE.peer_id, [TARGET]):
+        tcp.secure = [0.2]
+        tcp.accept(tcp_end())
+        assert await run(punch, role=CLIENT) is tcp.connections[0]
+
+
+@aio
 async def test_what_comes_for_a_punch_that_never_is_is_closed() -> None:
     with punching() as (punch, tcp, _):
-        early = tcp_end()
         with punch.expect(ALICE.peer_id, [TARGET]):
-            tcp.accept(early)
-        assert early.fileno() == -1
+            tcp.accept(tcp_end())
+            await eventually(lambda: tcp.connections)
+        assert tcp.connections[0].closed
+
+
+@aio
+async def test_somebody_else_from_the_peers_address_is_not_lost() -> None:
+    with punching(timeout=0.2) as (punch, tcp, _):
+        running = asyncio.create_task(run(punch))
+        await eventually(lambda: tcp.expected)
+        tcp.accept(tcp_end(), peer=BOB.peer_id)
+        with pytest.raises(PunchFailed):
+            await running
+        (stranger,) = tcp.strangers
+        assert not stranger.closed
+
+
+@aio
+async def test_who_comes_from_there_again_and_again_prolongs_nothing() -> None:
+    with punching(timeout=0.2) as (punch, tcp, _):
+        tcp.secure = [0.15] * 100
+        started = time.monotonic()
+        running = asyncio.create_task(run(punch))
+        await eventually(lambda: tcp.expected)
+        while not running.done() and time.monotonic() < started + 5:
+            tcp.accept(tcp_end(), peer=BOB.peer_id)
+            await asyncio.sleep(0.05)
+        with pytest.raises(PunchFailed):
+            await running
+
+
+@aio
+async def test_what_a_stranger_spoils_is_told_only_so_often() -> None:
+    with punching(timeout=0.1) as (punch, tcp, _):
+        tcp.secure = [PunchFailed(f"number {number}") for number in range(100)]
+        running = asyncio.create_task(run(punch))
+        await eventually(lambda: tcp.expected)
+        for _ in range(100):
+            tcp.accept(tcp_end())
+        with pytest.raises(PunchFailed) as failed:
+            await running
+        assert str(failed.value).count("number") == simultaneous.MAX_ERRORS

@@ -203,37 +203,15 @@ class TestDialling:
             await eventually(lambda: len(b.tcp.connections) == 30)
 
 
-class TestPunchedSockets:
-    @aio
-    async def test_an_expected_address_goes_to_the_punch(self) -> None:
-        async with Node() as a, Node() as b:
-            arrived: list[socket.socket] = []
-            with b.tcp.expect("127.0.0.1", arrived.append):
-                dialling = asyncio.create_task(a.tcp.dial(b.addr, expected_peer=b.peer_id))
-                await eventually(lambda: arrived)
-            far = await b.tcp.adopt(
-                arrived[0],
-                initiator=False,
-                expected_peer=a.peer_id,
-                remote_addr=Multiaddr.from_socket(arrived[0].getpeername()),
-            )
-            near = await dialling
-            assert far.remote_peer == a.peer_id
-            assert await near.ping() > 0
-            assert b.inbound.empty(), "it is the punch's, not an inbound connection"
-            await a.dial(b)
-            assert (await b.inbound.get()).remote_peer == a.peer_id, "after the block all is as before"
-
+class TestAdopting:
     @aio
     async def test_roles_come_from_the_caller(self) -> None:
         """The dialler is the listener of the handshake, as B is in DCUtR."""
-        async with Node() as a, Node() as b:
-            arrived: list[socket.socket] = []
-            with b.tcp.expect(ipaddress.ip_address("127.0.0.1"), arrived.append):
-                dialling = asyncio.create_task(a.tcp.dial(b.addr, expected_peer=b.peer_id, initiator=False))
-                await eventually(lambda: arrived)
+        async with Node() as a, Node() as b, silent_server() as (addr, accepted):
+            dialling = asyncio.create_task(a.tcp.dial(addr, expected_peer=b.peer_id, initiator=False))
+            await eventually(lambda: accepted)
             far = await b.tcp.adopt(
-                arrived[0], initiator=True, expected_peer=a.peer_id, remote_addr=a.addr.without_peer()
+                accepted.pop(), initiator=True, expected_peer=a.peer_id, remote_addr=a.addr.without_peer()
             )
             near = await dialling
             assert far.initiator
@@ -241,19 +219,18 @@ class TestPunchedSockets:
 
     @aio
     async def test_an_adopted_socket_is_closed_when_the_peer_is_not_the_one(self) -> None:
-        async with Node() as a, Node() as b:
-            arrived: list[socket.socket] = []
-            with b.tcp.expect("127.0.0.1", arrived.append):
-                dialling = asyncio.create_task(a.tcp.dial(b.addr, expected_peer=b.peer_id))
-                await eventually(lambda: arrived)
+        async with Node() as a, Node() as b, silent_server() as (addr, accepted):
+            dialling = asyncio.create_task(a.tcp.dial(addr, expected_peer=b.peer_id))
+            await eventually(lambda: accepted)
+            sock = accepted.pop()
             with pytest.raises(PeerMismatch):
                 await b.tcp.adopt(
-                    arrived[0],
+                    sock,
                     initiator=False,
                     expected_peer=Identity.generate().peer_id,
                     remote_addr=a.addr.without_peer(),
                 )
-            assert arrived[0].fileno() == -1
+            assert sock.fileno() == -1
             (result,) = await asyncio.gather(dialling, return_exceptions=True)
             if not isinstance(result, FlareError):
                 await result.wait_closed()  # XX: the initiator is done before the responder has judged

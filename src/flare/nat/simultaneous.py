@@ -2,8 +2,9 @@
 step 5).
 
 The connects run in threads that hold no GIL (flare._core.punch), one per IP version, from the port that our
-listener has; what the listener accepts from the peer's IPs meanwhile counts as well. Who is client and who
-server comes from DCUtR, never from connect and accept.
+listener has; what the listener accepts from the peer meanwhile counts as well, and is secured by the
+transport (flare.transport.expected), because it may be somebody else's. Who is client and who server comes
+from DCUtR, never from connect and accept.
 
 Both directions can succeed, with two connections. The client keeps the first that is secured and closes the
 other; the server, when there was more than one socket, waits a moment and takes one that the client left
@@ -18,7 +19,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -30,12 +31,12 @@ from flare.wire.multiaddr import Multiaddr
 from flare.wire.peer_id import PeerId
 
 if TYPE_CHECKING:
-    from ipaddress import IPv4Address, IPv6Address
-
     from flare.transport.connection import Connection
+    from flare.transport.expected import Expectations
 
 WILDCARD: Final = {4: "0.0.0.0", 6: "::"}
 REPORT: Final = 1.0  # seconds after the end for the threads to say what they saw
+MAX_ERRORS: Final = 16  # told of one punch
 SETTLE: Final = 0.1  # seconds at least that a server waits for its client to choose among several connections
 
 
@@ -46,10 +47,9 @@ class PunchTransport(Protocol):
     def listen_addrs(self) -> Sequence[Multiaddr]:
         """Where it listens."""
 
-    def expect(
-        self, ip: IPv4Address | IPv6Address, callback: Callable[[socket.socket], None]
-    ) -> AbstractContextManager[Any]:
-        """Within the block, sockets accepted from `ip` go to `callback`."""
+    @property
+    def expected(self) -> Expectations:
+        """The claims on what its listeners accept."""
 
     async def adopt(
         self, sock: socket.socket, *, initiator: bool, expected_peer: PeerId, remote_addr: Multiaddr
@@ -95,48 +95,50 @@ class TcpPunch:
         the responder gets to its own punch, and the listener would take it for an ordinary client.
         """
         early = _Early()
-        with ExitStack() as expecting:
-            expecting.callback(early.close)
-            for ip in _ips(addrs):
-                expecting.enter_context(self.tcp.expect(ip, early.arrived))
+        with self.tcp.expected.expect(peer, addrs, client=True, waiting=early):
             self._early[peer] = early
             try:
                 yield
             finally:
                 if self._early.get(peer) is early:
                     del self._early[peer]
+                early.close()
 
     def close(self) -> None:
         """No more punches."""
         self._threads.shutdown(wait=False)
 
 
-def _ips(addrs: Sequence[Multiaddr]) -> list[IPv4Address | IPv6Address]:
-    return list(dict.fromkeys(addr.ip for addr in addrs if addr.ip is not None))
-
-
 class _Early:
-    """Sockets that came before their punch did."""
+    """What came before its punch did, and what comes when that is over."""
 
     def __init__(self) -> None:
-        self._sockets: list[socket.socket] = []
-        self._taker: Callable[[socket.socket], None] | None = None
+        self._securing: list[asyncio.Task[None]] = []
+        self._secured: list[Connection] = []
 
-    def arrived(self, sock: socket.socket) -> None:
-        if self._taker is not None:
-            self._taker(sock)
-        else:
-            self._sockets.append(sock)
+    def securing(self, task: asyncio.Task[None]) -> None:
+        self._securing.append(task)
 
-    def hand_to(self, taker: Callable[[socket.socket], None]) -> None:
-        """From now on `taker` gets them, those that wait first."""
-        self._taker = taker
-        while self._sockets:
-            taker(self._sockets.pop(0))
+    def secured(self, connection: Connection) -> bool:
+        self._secured.append(connection)
+        return True
+
+    def failed(self, remote: Multiaddr, error: Exception) -> None:
+        """Without a punch there is nobody to tell."""
+
+    def hand_to(self, race: _Race) -> None:
+        """The punch begins: what is here is its."""
+        for task in self._securing:
+            if not task.done():
+                race.securing(task)
+        for connection in self._secured:
+            race.secured(connection)
+        self._securing.clear()
+        self._secured.clear()
 
     def close(self) -> None:
-        while self._sockets:
-            self._sockets.pop().close()
+        for connection in self._secured:
+            connection.abort("it came for a hole punch that had ended, or never was")
 
 
 class _Race:
@@ -159,10 +161,12 @@ class _Race:
         self._client = client
         self._rtt_ns = rtt_ns
         self._punching: set[asyncio.Future[Any]] = set()
-        self._securing: set[asyncio.Task[Connection]] = set()
+        self._securing: set[asyncio.Task[Any]] = set()  # those of our connects
+        self._inbound: set[asyncio.Task[None]] = set()  # the transport's: some may be other peers'
         self._secured: list[Connection] = []
         self.kept: Connection | None = None
         self._sockets = 0
+        self._end = 0.0
         self._errors: list[str] = []
         self._changed = asyncio.Event()
         self._cancel_read, self._cancel_write = os.pipe()
@@ -172,13 +176,11 @@ class _Race:
         loop = asyncio.get_running_loop()
         timeouts = self._punch.timeouts
         ahead = max(0, self._deadline_ns - self._punch.clock_ns()) / 1e9
-        end = loop.time() + ahead + timeouts.punch
+        end = self._end = loop.time() + ahead + timeouts.punch
         choose_at = 0.0
-        with ExitStack() as expecting:
-            for ip in _ips(addrs):
-                expecting.enter_context(self._punch.tcp.expect(ip, self._arrived))
+        with self._punch.tcp.expected.expect(self._peer, addrs, client=self._client, waiting=self):
             if early is not None:
-                early.hand_to(self._arrived)
+                early.hand_to(self)
             self._connect(addrs)
             while True:
                 self._changed.clear()
@@ -188,7 +190,7 @@ class _Race:
                     if self._client or self._sockets == 1 or loop.time() >= choose_at:
                         return still_open[0]
                     wake_at: float | None = choose_at
-                elif self._securing:
+                elif self._securing or self._inbound:
                     wake_at = None  # the handshake has a timeout of its own
                 elif loop.time() < end:
                     wake_at = end
@@ -268,8 +270,36 @@ class _Race:
             raise error
         self._changed.set()
 
+    # -- what the transport tells of its listeners
+
+    def securing(self, task: asyncio.Task[None]) -> None:
+        """A socket came that may be the peer's; what comes after the end prolongs nothing."""
+        self._sockets += 1
+        if asyncio.get_running_loop().time() < self._end:
+            self._inbound.add(task)
+            task.add_done_callback(self._inbound_done)
+
+    def _inbound_done(self, task: asyncio.Task[None]) -> None:
+        self._inbound.discard(task)
+        self._changed.set()
+
+    def secured(self, connection: Connection) -> bool:
+        """The peer's connection came to a listener."""
+        if self._stopping:
+            return False
+        self._secured.append(connection)
+        self._changed.set()
+        return True
+
+    def failed(self, remote: Multiaddr, error: Exception) -> None:
+        """Something came from an address of the peer, and nothing of it."""
+        if len(self._errors) < MAX_ERRORS:
+            self._errors.append(f"connected with {remote}, but then: {error}")
+
+    # -- our connects
+
     def _arrived(self, sock: socket.socket) -> None:
-        """A connected socket, however it came."""
+        """A connect of ours met somebody."""
         if self._stopping:
             sock.close()
             return
@@ -296,7 +326,7 @@ class _Race:
         if error is None:
             self._secured.append(task.result())
         elif isinstance(error, FlareError | OSError):
-            self._errors.append(f"connected with {remote}, but then: {error}")
+            self.failed(remote, error)
         else:
             raise error
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
-import ipaddress
 import logging
 import os
 import socket
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Sequence
 from typing import Final
 
 from flare.config import Config
-from flare.errors import FlareError, InvalidMultiaddr, NetworkError, UsageError
+from flare.errors import FlareError, InvalidMultiaddr, NetworkError, PeerMismatch, UsageError
 from flare.transport.admission import Admission
 from flare.transport.channel import SocketChannel
 from flare.transport.connection import Connection
 from flare.transport.deadline import within
+from flare.transport.expected import Claim, Expectations, waits_for_us
 from flare.transport.loop_engine import LoopEngine
 from flare.transport.sockets import (
     IpAddress,
@@ -38,8 +37,6 @@ log = logging.getLogger("flare.transport.tcp")
 ACCEPTS_A_TURN: Final = 64  # connections accepted before the loop runs something else
 ACCEPT_PAUSE: Final = 0.1  # seconds without accepting after accept() failed
 _PORT_TAKEN: Final = frozenset((errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES, errno.EINVAL))
-
-Expected = Callable[[socket.socket], None]
 
 
 class Listener:
@@ -120,7 +117,7 @@ class TcpTransport:
         self._tasks = tasks if tasks is not None else Tasks()
         self._own_tasks = tasks is None
         self._loop = asyncio.get_running_loop()
-        self._expected: dict[IpAddress, list[Expected]] = {}
+        self.expected = Expectations(config.punch.max_ips)
         self.admission = Admission(config.host)
         self.listeners: list[Listener] = []
         self.connections: set[Connection] = set()
@@ -142,36 +139,17 @@ class TcpTransport:
         """Where we can be dialled, without the peer at the end; a wildcard is each interface's address."""
         return tuple(addr for listener in self.listeners for addr in listener.addrs)
 
-    @contextlib.contextmanager
-    def expect(self, ip: IpAddress | str, callback: Expected) -> Iterator[None]:
-        """Within the block, sockets accepted from `ip` go to `callback`, which owns them.
-
-        A punch wants them: with simultaneous open, or when our SYN was lost, its connection comes to the
-        listener.
-        """
-        key = ipaddress.ip_address(ip)
-        waiting = self._expected.setdefault(key, [])
-        waiting.append(callback)
-        try:
-            yield
-        finally:
-            waiting.remove(callback)
-            if not waiting:
-                del self._expected[key]
-
     def accepted(self, sock: socket.socket, address: tuple[object, ...]) -> None:
-        """A listener accepted `sock` from `address`: to a punch, to a handshake, or refused by a limit."""
+        """A listener accepted `sock` from `address`: to a handshake, or refused by a limit."""
         ip, port = endpoint(address)
-        if waiting := self._expected.get(ip):
-            waiting[0](sock)
-            return
         source = self.admission.source(ip)
         if why := self.admission.refuses(source, len(self.connections)):
             log.debug("refused %s port %d: %s", ip, port, why)
             abort(sock)
             return
         remote = Multiaddr(f"/ip{ip.version}/{ip}/tcp/{port}")
-        task = self._tasks.start(self._welcome(sock, remote, source), f"handshake with {remote}")
+        claims = self.expected.at(ip, port)
+        task = self._tasks.start(self._welcome(sock, remote, source, claims), f"handshake with {remote}")
         self.admission.begin(task, source, task.cancel, len(self.connections))
 
         def ended(task: asyncio.Task[None]) -> None:
@@ -179,17 +157,42 @@ class TcpTransport:
             sock.close()  # it is still ours when the task was cancelled before its first step
 
         task.add_done_callback(ended)
+        for claim in claims:
+            claim.waiting.securing(task)
 
-    async def _welcome(self, sock: socket.socket, remote: Multiaddr, source: Hashable | None) -> None:
+    async def _welcome(
+        self, sock: socket.socket, remote: Multiaddr, source: Hashable | None, claims: Sequence[Claim]
+    ) -> None:
+        """Secure an accepted socket; who comes of it goes to the punch that waits for that peer, if any."""
+        task = asyncio.current_task()
+        assert task is not None
+        ours = [claim for claim in claims if claim.client]
+        if ours and not await waits_for_us(sock):
+            ours = []
+        for claim in ours:
+            claim.ours.add(task)
+        peers = {claim.peer for claim in ours}
         try:
-            connection = await self.adopt(sock, initiator=False, expected_peer=None, remote_addr=remote)
+            connection = await self.adopt(
+                sock,
+                initiator=bool(ours),
+                expected_peer=ours[0].peer if len(peers) == 1 else None,
+                remote_addr=remote,
+            )
+            if ours and connection.remote_peer not in peers:
+                connection.abort("a hole punch met somebody else")
+                raise PeerMismatch(ours[0].peer, connection.remote_peer)
         except (FlareError, OSError) as error:
             log.debug("handshake with %s: %s", remote, error)
+            for claim in claims:
+                claim.waiting.failed(remote, error)
             return
-        self.admission.end(asyncio.current_task())
+        self.admission.end(task)
         self.admission.opened(source)
         connection.add_close_callback(lambda _: self.admission.closed(source))
-        self._on_connection(connection)
+        wanted = self.expected.of(connection.remote_peer)
+        if wanted is None or not wanted.waiting.secured(connection):
+            self._on_connection(connection)
 
     # Dialling
 
