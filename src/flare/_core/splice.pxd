@@ -3,6 +3,7 @@
 from libc.stdint cimport uint8_t, uint64_t
 
 from flare._core.core cimport core, node, timer
+from flare._core.shaper cimport draw
 from flare._core.yamux cimport stream
 
 cdef enum splice_reason:
@@ -19,6 +20,7 @@ cdef struct way:
     uint64_t limit  # 0: none
     uint64_t carried
     uint8_t fin
+    draw draw  # the buckets it draws from
 
 cdef struct splice_pair:
     node node

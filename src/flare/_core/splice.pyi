@@ -1,7 +1,8 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from flare._core.link import LinkStream
+from flare._core.shaper import Bucket
 
 class SpliceResult(NamedTuple):
     """How a splice ended and what it carried."""
@@ -34,12 +35,14 @@ def splice(
     limit_a_to_b: int = 0,
     limit_b_to_a: int = 0,
     deadline_ns: int = 0,
+    buckets: Sequence[Bucket] = (),
     on_done: Callable[[SpliceResult], object] | None,
 ) -> Splice:
     """Join two streams of one engine until both directions end (circuit-v2.md); bytes that wait go first.
 
     Limits are bytes (0: none); the byte after the last one allowed resets both streams, as does the deadline,
-    in monotonic nanoseconds. Meanwhile the streams cannot be read or written and have no events. Raises
+    in monotonic nanoseconds. Both directions draw from all of `buckets` (6 at most), in that order, and wait
+    where one has no tokens. Meanwhile the streams cannot be read or written and have no events. Raises
     UsageError for streams of two engines or closed for writing, StreamReset and ConnectionClosed for dead
     ones.
     """

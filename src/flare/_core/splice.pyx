@@ -3,7 +3,7 @@ deadline.
 
 What arrives on one side is framed and encrypted straight into the other link's output buffer. What finds no
 room there waits in the receiving stream, whose peer gets no new credit for it: back-pressure runs from end to
-end.
+end. So does what finds no tokens in the buckets that the splice draws from (shaper.pxd).
 """
 
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from flare._core.core cimport (
     timer_set,
 )
 from flare._core.link cimport LinkStream
+from flare._core.shaper cimport DRAWS, Bucket, bucket, draw, draw_allow, draw_attach, draw_detach, draw_spend
 from flare._core.yamux cimport (
     stream,
     stream_close_write,
@@ -50,9 +51,24 @@ cdef inline size_t carry(way* w, const uint8_t* data, size_t n) noexcept nogil:
     cdef size_t taken
     if w.limit:
         n = min(n, <size_t>(w.limit - w.carried))
-    taken = stream_write(w.target, data, n)
+    taken = carry_shaped(w, data, n) if w.draw.count else stream_write(w.target, data, n)
     w.carried += taken
     return taken
+
+
+cdef size_t carry_shaped(way* w, const uint8_t* data, size_t n) noexcept nogil:
+    """Write as long as there are tokens; on_tokens comes when there are more."""
+    cdef size_t total = 0
+    cdef size_t allowed
+    cdef size_t taken
+    while total < n:
+        allowed = draw_allow(&w.draw, n - total, w.source.rx.size)
+        taken = stream_write(w.target, data + total, allowed)
+        draw_spend(&w.draw, taken)
+        total += taken
+        if taken < allowed or allowed == 0:
+            break
+    return total
 
 
 cdef void pump(splice_pair* p, way* w) noexcept nogil:
@@ -111,6 +127,11 @@ cdef void on_writable(stream* s) noexcept nogil:
     s.allowance = 0  # a turn that is not used up is not saved
 
 
+cdef void on_tokens(draw* d) noexcept nogil:
+    cdef way* w = <way*>d.subject
+    pump(<splice_pair*>w.source.hooked, w)
+
+
 cdef void on_ended(stream* s) noexcept nogil:
     cdef splice_pair* p = <splice_pair*>s.hooked
     cdef way* w = from_source(s)
@@ -137,6 +158,8 @@ cdef void finish(splice_pair* p, int reason) noexcept nogil:
         return
     p.reason = reason
     timer_clear(p.core, &p.timer)
+    draw_detach(&p.ways[0].draw)
+    draw_detach(&p.ways[1].draw)
     a.hooks = b.hooks = NULL
     a.hooked = b.hooked = NULL
     if reason != DONE_CLOSED:
@@ -214,14 +237,29 @@ cdef class Splice:
 
 
 def splice(
-    LinkStream a not None, LinkStream b not None, *, limit_a_to_b=0, limit_b_to_a=0, deadline_ns=0, on_done
+    LinkStream a not None,
+    LinkStream b not None,
+    *,
+    limit_a_to_b=0,
+    limit_b_to_a=0,
+    deadline_ns=0,
+    buckets=(),
+    on_done,
 ):
     cdef stream* sa = a.use_here()
     cdef stream* sb = b.use_here()
     cdef splice_pair* p
     cdef Splice self
     cdef int64_t deadline = deadline_ns
+    cdef int i
+    cdef bucket* shared[DRAWS]
+    cdef int count = 0
     cdef int failed = 0
+    if len(buckets) > DRAWS:
+        raise UsageError(f"a splice draws from at most {DRAWS} buckets")
+    for each in buckets:
+        shared[count] = (<Bucket?>each).b
+        count += 1
     if a.c != b.c:
         raise UsageError("both streams of a splice belong to links of one engine")
     if sa == sb:
@@ -247,13 +285,22 @@ def splice(
     p.timer.fire = on_deadline
     p.ways[0].source = p.ways[1].target = sa
     p.ways[1].source = p.ways[0].target = sb
+    for i in range(2):
+        p.ways[i].draw.resume = on_tokens
+        p.ways[i].draw.subject = &p.ways[i]
     self.p = p
     self.c = a.c
     core_ref(a.c)
     p.node.owner = <void*>self
     self.engine.splices.add(self)
     enter(self.c)
-    if deadline and timer_set(self.c, &p.timer, deadline) < 0:
+    if (
+        draw_attach(&p.ways[0].draw, self.c, shared, count) < 0
+        or draw_attach(&p.ways[1].draw, self.c, shared, count) < 0
+        or (deadline and timer_set(self.c, &p.timer, deadline) < 0)
+    ):
+        draw_detach(&p.ways[0].draw)
+        draw_detach(&p.ways[1].draw)
         failed = 1
     else:
         sa.hooks = sb.hooks = &hooks
