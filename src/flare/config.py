@@ -30,6 +30,9 @@ class Timeouts:
         30.0  # HOP CONNECT, from the request to the relay's STATUS: it asks the target meanwhile
     )
     dcutr_message: float = 10.0  # one DCUtR message
+    autonat: float = 30.0  # a dial-back request, either role (v1 waits out its dial even when it failed)
+    dial_back: float = 10.0  # the dial of an AutoNAT server
+    dial_back_message: float = 5.0  # the nonce, or its answer
     punch: float = 5.0  # one hole-punch attempt, after its SYNC
     close: float = 5.0  # a graceful close before it becomes a reset
     linger: float = 120.0  # a stream closed here whose peer has not closed its side, before it is reset

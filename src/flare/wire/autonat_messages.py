@@ -86,7 +86,8 @@ class DialRequest(Message):
 
 @message
 class DialDataRequest(Message):
-    """Send `size` bytes before address `index` is dialled (autonat-v2.md, "Amplification Attack Prevention")."""
+    """Send `size` bytes, and address `index` will be dialled (autonat-v2.md, "Amplification Attack
+    Prevention")."""
 
     index: Annotated[int, 1, UINT32] = 0
     size: Annotated[int, 2] = 0

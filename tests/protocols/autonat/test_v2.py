@@ -1,0 +1,367 @@
+"""AutoNAT v2, our client and our server against each other and against liars, on virtual time."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from flare.errors import NetworkError, ProtocolViolation, StreamReset
+from flare.protocols.autonat import DATA_FIRST, DATA_LAST, DIAL_BACK_PROTOCOL, DIAL_PROTOCOL
+from flare.protocols.autonat.limiter import DialBackLimiter, DialBackLimits
+from flare.protocols.autonat.v2_client import DialBackClient, Verdict
+from flare.protocols.autonat.v2_server import LEAST_PIECE, DialBackServer
+from flare.transport.stream import Stream
+from flare.wire.autonat_messages import (
+    DialBack,
+    DialDataRequest,
+    DialDataResponse,
+    DialMessage,
+    DialRequest,
+    DialResponse,
+    DialStatus,
+    ResponseStatus,
+)
+from flare.wire.keys import Identity
+from flare.wire.multiaddr import Multiaddr
+from flare.wire.peer_id import PeerId
+from tests.support.linked import ALICE, ALICE_ADDR, BOB, End, linked, now, relayed, simulated
+
+SERVER = Identity.generate()  # as it dials back: nobody whom Alice knows
+ELSEWHERE = Multiaddr("/ip4/100.64.0.1/tcp/4001")
+FOREIGN = Multiaddr("/ip4/11.22.33.44/tcp/4001")
+
+
+class Scene:
+    """Alice asks, Bob dials back; `come` is how Alice's side of the dial-back looks, None for nobody home."""
+
+    def __init__(self, *, latency: float = 0.05, limits: DialBackLimits | None = None, **server: Any) -> None:
+        self.alice, self.bob = linked(ALICE, BOB, latency=latency)
+        self.latency = latency
+        self.home: Multiaddr | None = Multiaddr("/ip4/192.168.1.2/tcp/4001")
+        self.client = DialBackClient()
+        self.dialled: list[Multiaddr] = []
+        self.server = DialBackServer(
+            dial=self.dial,
+            limiter=DialBackLimiter(limits or DialBackLimits(), clock=now),
+            can_dial=lambda addr: addr.transport == "tcp",
+            chance=random.Random(1),
+            **server,
+        )
+        self.bob.handlers[DIAL_PROTOCOL] = self.server.serve
+
+    async def dial(self, addr: Multiaddr, peer: PeerId) -> Any:
+        assert peer == ALICE.peer_id
+        self.dialled.append(addr)
+        if self.home is None:
+            raise NetworkError("nobody home")
+        server, alice = linked(SERVER, ALICE, latency=self.latency)
+        alice.local_addr = self.home
+        alice.handlers[DIAL_BACK_PROTOCOL] = self.client.serve
+        return server
+
+    async def check(self, addr: Multiaddr = ALICE_ADDR) -> Verdict:
+        return await self.client.check(self.alice, addr)  # type: ignore[arg-type]
+
+    def serve_with(self, handler: Any) -> None:
+        self.bob.handlers[DIAL_PROTOCOL] = handler
+
+
+@simulated
+async def test_a_reachable_address() -> None:
+    scene = Scene()
+    verdict = await scene.check()
+    assert verdict.reachable is True
+    assert scene.dialled == [ALICE_ADDR]
+    assert now() < 1
+
+
+@simulated
+async def test_an_address_where_nobody_is() -> None:
+    scene = Scene()
+    scene.home = None
+    assert (await scene.check()).reachable is False
+
+
+@simulated
+async def test_a_foreign_ip_costs_data_and_a_wait_and_then_is_dialled() -> None:
+    scene = Scene(latency=0)
+    got = 0
+    original = scene.server.serve
+
+    async def counting(stream: Stream) -> None:
+        nonlocal got
+        read = stream.read_frame
+
+        async def counted(limit: int) -> bytes:
+            nonlocal got
+            frame = await read(limit)
+            got += len(frame)
+            return frame
+
+        stream_any: Any = type("Counting", (), {"read_frame": staticmethod(counted)})()
+        stream_any.connection, stream_any.write_frame, stream_any.close = (
+            stream.connection,
+            stream.write_frame,
+            stream.close,
+        )
+        await original(stream_any)
+
+    scene.serve_with(counting)
+    assert (await scene.check(FOREIGN)).reachable is True
+    assert DATA_FIRST <= got <= DATA_LAST + 4096
+    assert scene.dialled == [FOREIGN]
+    assert 0 < now() <= 3.1
+
+
+@simulated
+async def test_addresses_that_are_not_dialled() -> None:
+    scene = Scene()
+    for addr in (
+        Multiaddr("/ip4/192.168.1.2/tcp/4001"),
+        Multiaddr("/ip4/1.2.3.4/udp/4001/quic-v1"),  # this server has no QUIC
+        ALICE_ADDR / f"p2p/{BOB.peer_id}" / "p2p-circuit",
+    ):
+        verdict = await scene.check(addr)
+        assert verdict.reachable is None
+        assert "does not dial such an address" in verdict.reason
+    assert scene.dialled == []
+
+
+@simulated
+async def test_the_first_that_can_be_dialled_is_and_no_other() -> None:
+    scene = Scene()
+    async with scene.alice.open_stream(DIAL_PROTOCOL) as stream:
+        addrs = (b"\xff\x00junk", bytes(Multiaddr("/ip4/10.0.0.1/tcp/1")), bytes(ALICE_ADDR), bytes(FOREIGN))
+        await stream.write_frame(DialMessage(request=DialRequest(addrs, 7)).encode())
+        answer = DialMessage.decode(await stream.read_frame(8192)).response
+    assert answer == DialResponse(ResponseStatus.OK, 2, DialStatus.OK)
+    assert scene.dialled == [ALICE_ADDR]
+
+
+@pytest.mark.parametrize(("count", "status"), [(49, ResponseStatus.OK), (50, ResponseStatus.DIAL_REFUSED)])
+def test_how_many_addresses_are_looked_at(count: int, status: ResponseStatus) -> None:
+    @simulated
+    async def run() -> None:
+        scene = Scene()
+        async with scene.alice.open_stream(DIAL_PROTOCOL) as stream:
+            addrs = (b"junk",) * count + (bytes(ALICE_ADDR),)
+            await stream.write_frame(DialMessage(request=DialRequest(addrs, 7)).encode())
+            answer = DialMessage.decode(await stream.read_frame(8192)).response
+        assert answer is not None
+        assert answer.status == status
+
+    run()
+
+
+@simulated
+async def test_over_a_relay_nothing_is_dialled() -> None:
+    scene = Scene()
+    scene.alice, scene.bob = relayed(ALICE, BOB)
+    scene.bob.handlers[DIAL_PROTOCOL] = scene.server.serve
+    verdict = await scene.check()
+    assert (verdict.reachable, verdict.reason) == (None, "the server is too busy")
+    assert scene.dialled == []
+
+
+@simulated
+async def test_a_peer_has_twelve_requests_a_minute() -> None:
+    scene = Scene()
+    for _ in range(12):
+        assert (await scene.check()).reachable is True
+    assert "too busy" in (await scene.check()).reason
+
+
+async def _pay(scene: Scene, sizes: list[int]) -> DialMessage | None:
+    """Ask for a foreign address and pay in pieces of `sizes`."""
+    stream = await scene.alice.open_stream(DIAL_PROTOCOL)
+    await stream.write_frame(DialMessage(request=DialRequest((bytes(FOREIGN),), 1)).encode())
+    asked = DialMessage.decode(await stream.read_frame(8192)).data_request
+    assert asked is not None
+    assert asked.index == 0
+    assert DATA_FIRST <= asked.size <= DATA_LAST
+    try:
+        for size in sizes:
+            await stream.write_frame(DialMessage(data_response=DialDataResponse(bytes(size))).encode())
+        return DialMessage.decode(await stream.read_frame(8192))
+    except StreamReset:
+        return None
+    finally:
+        stream.reset()
+
+
+@simulated
+async def test_data_in_crumbs_is_refused() -> None:
+    assert await _pay(Scene(), [LEAST_PIECE - 1]) is None
+    assert await _pay(Scene(), [LEAST_PIECE] * 1001) is not None
+    assert await _pay(Scene(), [4096] * 25) is not None, "and the last piece may be too large"
+
+
+@simulated
+async def test_foreign_dials_have_a_limit_of_their_own() -> None:
+    scene = Scene(limits=DialBackLimits(foreign=1))
+    assert (await scene.check(FOREIGN)).reachable is True
+    assert "too busy" in (await scene.check(FOREIGN)).reason
+    assert (await scene.check(ALICE_ADDR)).reachable is True
+
+
+@simulated
+async def test_a_request_that_is_none() -> None:
+    scene = Scene()
+    stream = await scene.alice.open_stream(DIAL_PROTOCOL)
+    await stream.write_frame(DialMessage(response=DialResponse()).encode())
+    with pytest.raises(StreamReset):
+        await stream.read_frame(8192)
+
+
+# -- a client and servers that lie
+
+
+def _answering(response: DialMessage, *more: DialMessage) -> Any:
+    async def serve(stream: Stream) -> None:
+        await stream.read_frame(8192)
+        for message in (response, *more):
+            await stream.write_frame(message.encode())
+        await stream.close()
+
+    return serve
+
+
+@simulated
+async def test_a_server_that_only_says_that_it_dialled() -> None:
+    scene = Scene()
+    scene.serve_with(_answering(DialMessage(response=DialResponse(ResponseStatus.OK, 0, DialStatus.OK))))
+    verdict = await scene.check()
+    assert (verdict.reachable, verdict.lied) == (None, True)
+    assert 5 <= now() < 6
+
+
+@simulated
+async def test_a_server_that_connected_and_could_not_speak() -> None:
+    scene = Scene()
+    scene.serve_with(
+        _answering(DialMessage(response=DialResponse(ResponseStatus.OK, 0, DialStatus.DIAL_BACK_ERROR)))
+    )
+    verdict = await scene.check()
+    assert (verdict.reachable, verdict.lied) == (None, False)
+
+
+@simulated
+async def test_a_dial_back_to_another_transport_proves_nothing() -> None:
+    scene = Scene()
+    scene.home = Multiaddr("/ip6/fd00::2/tcp/4001")
+    verdict = await scene.check()
+    assert (verdict.reachable, verdict.lied) == (None, True)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (DialResponse(ResponseStatus.INTERNAL_ERROR), "failed"),
+        (DialResponse(777), "answered 777"),
+        (DialResponse(ResponseStatus.OK, 0, DialStatus.UNUSED), "unknown dial status 0"),
+        (DialResponse(ResponseStatus.OK, 0, 555), "unknown dial status 555"),
+    ],
+)
+def test_answers_that_are_no_evidence(answer: DialResponse, words: str) -> None:
+    @simulated
+    async def run() -> None:
+        scene = Scene()
+        scene.serve_with(_answering(DialMessage(response=answer)))
+        verdict = await scene.check()
+        assert verdict.reachable is None
+        assert words in verdict.reason
+
+    run()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        DialMessage(),
+        DialMessage(response=DialResponse(ResponseStatus.OK, 1, DialStatus.OK)),
+        DialMessage(data_request=DialDataRequest(1, 30_000)),
+        DialMessage(data_request=DialDataRequest(0, DATA_LAST + 1)),
+    ],
+)
+def test_answers_that_break_the_protocol(answer: DialMessage) -> None:
+    @simulated
+    async def run() -> None:
+        scene = Scene()
+        scene.serve_with(_answering(answer))
+        with pytest.raises(ProtocolViolation):
+            await scene.check()
+
+    run()
+
+
+@simulated
+async def test_the_most_data_that_is_paid() -> None:
+    scene = Scene()
+    got = 0
+
+    async def greedy(stream: Stream) -> None:
+        nonlocal got
+        await stream.read_frame(8192)
+        await stream.write_frame(DialMessage(data_request=DialDataRequest(0, DATA_LAST)).encode())
+        while got < DATA_LAST:
+            piece = DialMessage.decode(await stream.read_frame(4104)).data_response
+            assert piece is not None
+            assert len(piece.data) <= 4096
+            got += len(piece.data)
+        await stream.write_frame(DialMessage(response=DialResponse(ResponseStatus.REQUEST_REJECTED)).encode())
+        await stream.close()
+
+    scene.serve_with(greedy)
+    assert (await scene.check()).reachable is None
+    assert got == DATA_LAST
+
+
+@simulated
+async def test_a_nonce_that_nobody_asked_for() -> None:
+    client = DialBackClient()
+    stranger, alice = linked(SERVER, ALICE)
+    alice.handlers[DIAL_BACK_PROTOCOL] = client.serve
+    stream = await stranger.open_stream(DIAL_BACK_PROTOCOL)
+    await stream.write_frame(DialBack(1).encode())
+    with pytest.raises(StreamReset):
+        await stream.read_frame(100)
+
+
+@simulated
+async def test_a_silent_server_ends_in_time() -> None:
+    async def silent(stream: Stream) -> None:
+        await stream.read(1 << 20)
+        await stream.read(1)
+
+    scene = Scene()
+    scene.serve_with(silent)
+    with pytest.raises(TimeoutError, match="a dial-back by peer"):
+        await scene.check()
+    assert 30 <= now() < 31
+
+
+@simulated
+async def test_a_dial_back_answered_by_reset_counts() -> None:
+    """go's client resets its stream after it has answered."""
+    scene = Scene()
+
+    async def rude(stream: Stream) -> None:
+        await stream.read_frame(100)
+        stream.reset()
+
+    async def dial(addr: Multiaddr, peer: PeerId) -> Any:
+        server, alice = linked(SERVER, ALICE)
+        alice.handlers[DIAL_BACK_PROTOCOL] = rude
+        return server
+
+    server = DialBackServer(
+        dial=dial, limiter=DialBackLimiter(DialBackLimits(), clock=now), can_dial=lambda addr: True
+    )
+    scene.serve_with(server.serve)
+    async with scene.alice.open_stream(DIAL_PROTOCOL) as stream:
+        await stream.write_frame(DialMessage(request=DialRequest((bytes(ALICE_ADDR),), 7)).encode())
+        answer = DialMessage.decode(await stream.read_frame(8192)).response
+    assert answer == DialResponse(ResponseStatus.OK, 0, DialStatus.OK)
+    assert isinstance(scene.alice, End)
