@@ -9,7 +9,7 @@ import pytest
 
 SRC = Path(__file__).parent.parent / "src" / "flare"
 
-ORDER = ["_core", "wire", "transport", "protocols", "nat", "host", "cli"]
+ORDER = ["_core", "wire", "transport", "protocols", "nat", "host", "watch", "cli"]
 LEAVES = {"errors", "events", "config", "version", "__init__"}
 HOST_ROOM = {"host", "host_dialling", "host_events", "peer_book", "relay_server"}
 
@@ -47,7 +47,7 @@ def upward(source: str, parts: tuple[str, ...]) -> set[str]:
     if room in LEAVES:
         return others
     if room == "lab":
-        return others & {"host", "cli"}
+        return others & {"host", "watch", "cli"}
     rank = ORDER.index(room)
     return {o for o in others if (o == "lab" and room != "cli") or (o != "lab" and ORDER.index(o) > rank)}
 

@@ -3,7 +3,7 @@
 Relays introduce peers, hole punching gets them direct, over libp2p's own protocols.
 """
 
-from .config import Config, HostLimits, MuxLimits, PunchConfig, RelayLimits, Timeouts
+from .config import Config, HostLimits, MuxLimits, PunchConfig, RelayLimits, StatusLimits, Timeouts
 from .errors import (
     ConnectionClosed,
     DialFailed,
@@ -25,6 +25,7 @@ from .relay_server import RelayServer
 from .transport.connection import Connection
 from .transport.stream import Stream
 from .version import __version__
+from .watch.server import StatusServer
 from .wire.keys import Identity
 from .wire.multiaddr import Multiaddr
 from .wire.peer_id import PeerId
@@ -51,6 +52,8 @@ __all__ = [
     "RelayLimits",
     "RelayRefused",
     "RelayServer",
+    "StatusLimits",
+    "StatusServer",
     "Stream",
     "StreamClosed",
     "StreamReset",

@@ -35,6 +35,7 @@ class Timeouts:
     dial_back_message: float = 5.0  # the nonce, or its answer
     punch: float = 5.0  # one hole-punch attempt, after its SYNC
     close: float = 5.0  # a graceful close before it becomes a reset
+    status: float = 5.0  # each step of a request to the status server: reading it, its answer, sending that
     linger: float = 120.0  # a stream closed here whose peer has not closed its side, before it is reset
 
 
@@ -107,6 +108,16 @@ class HostLimits:
     handshakes_per_second_per_ip: float = 10.0  # after a burst: defends CPU; 0: no limit
     handshake_burst_per_ip: int = 128
     exempt: tuple[str, ...] = ("127.0.0.0/8", "::1/128")  # networks without any limit per IP
+
+
+@dataclass(frozen=True, slots=True)
+class StatusLimits:
+    """What the status server may cost, and when /healthz calls a relay sick."""
+
+    max_connections: int = 32  # at once; further ones are hung up on
+    max_request: int = 8 * KIB  # the request line and all header fields
+    rows: int = 20  # of each list on the page
+    max_lag: float = 1.0  # seconds that the event loop came late by in the last ten: more is not healthy
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,11 @@ class RelayServer:
         return self._serving.book.circuits
 
     @property
+    def draining(self) -> bool:
+        """It refuses new reservations and lets circuits end."""
+        return self._serving.draining
+
+    @property
     def running(self) -> Mapping[Circuit, Carrying]:
         """The circuits that carry bytes now, and what each has carried; a is the source's side."""
         return self._serving.running

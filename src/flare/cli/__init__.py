@@ -1,4 +1,4 @@
-"""The flare command: `flare id | relay | listen | connect | ping | lab`, one module each.
+"""The flare command: `flare id | relay | listen | connect | ping | status | lab`, one module each.
 
 Every command has `--json`: one JSON object per line on stdout, logs on stderr. The exit code is 0 only when
 what was asked for happened, 1 when it did not, 2 when the command line was wrong, and 130 when a signal came
@@ -17,7 +17,7 @@ from ..errors import FlareError, UsageError
 from ..version import __version__
 from .common import Output, add_verbose
 
-COMMANDS = ("id", "relay", "listen", "connect", "ping", "lab")
+COMMANDS = ("id", "relay", "listen", "connect", "ping", "status", "lab")
 
 
 def parser(*names: str) -> argparse.ArgumentParser:

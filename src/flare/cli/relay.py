@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import socket
+from contextlib import AsyncExitStack
 
 from ..config import Config, RelayLimits
 from ..events import CircuitClosed, CircuitOpened, Event, ReservationMade
 from ..host import Host
 from ..relay_server import RelayServer
+from ..watch.server import DEFAULT_ADDRESS, NO_METRICS, StatusServer
 from ..wire.multiaddr import Multiaddr
 from .common import Output, add_common, address, identity_from, run_until_signal
 
@@ -44,6 +46,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="store_true",
         help="circuits without byte or time limit, a million reservations: for a relay among friends",
     )
+    parser.add_argument(
+        "--status",
+        metavar="IP:PORT",
+        nargs="?",
+        const=DEFAULT_ADDRESS,
+        help="serve a status page, /status.json, /healthz and /metrics over HTTP there "
+        f"(default: {DEFAULT_ADDRESS}); there is no password, so keep it on loopback",
+    )
     add_common(parser)
     parser.set_defaults(run=run)
 
@@ -58,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         identity = identity_from(args.identity)
         async with Host(identity=identity, listen=listen, announce=args.announce, config=Config()) as host:
             host.on_event(lambda event: _show(out, event))
-            async with RelayServer(host, limits):
+            async with RelayServer(host, limits) as relay, AsyncExitStack() as serving:
                 addrs = [str(addr) for addr in host.full_addrs]
                 out.fact(
                     "listening",
@@ -66,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
                     peer=str(host.peer_id),
                     addrs=addrs,
                 )
+                if args.status is not None:
+                    _tell(out, await serving.enter_async_context(StatusServer(relay, args.status)))
                 await stop.wait()
         return 0
 
@@ -81,6 +93,11 @@ def _default_listen() -> list[Multiaddr]:
     except OSError:
         return [addr for addr in listen if not addr.has("ip6")]
     return listen
+
+
+def _tell(out: Output, status: StatusServer) -> None:
+    lacking = "" if status.has_metrics else f"; {NO_METRICS}"
+    out.fact("status", f"status at {status.url}{lacking}", url=status.url, metrics=status.has_metrics)
 
 
 def _show(out: Output, event: Event) -> None:

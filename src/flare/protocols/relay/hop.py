@@ -170,6 +170,11 @@ class HopService:
         """Refuse new reservations from now on; circuits go on."""
         self._draining = True
 
+    @property
+    def draining(self) -> bool:
+        """`drain` was called."""
+        return self._draining
+
     async def serve(self, stream: Stream) -> None:
         """One request; for a CONNECT it returns when the circuit is over."""
         try:

@@ -1,0 +1,174 @@
+"""/metrics: go-libp2p's dashboards find what they ask for, and the figures are those of what happened."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+import flare
+from flare.errors import DialFailed
+from flare.events import PunchGaveUp, PunchStarted, PunchSucceeded
+from tests.support.aio import aio, eventually
+from tests.support.loopback import host, relay
+from tests.watch.client import get
+from tests.watch.test_server import ANYWHERE, scene
+
+# What the panels of go-libp2p's dashboards query: each series, its type and its labels.
+RELAYSVC = {
+    "libp2p_relaysvc_status": ("gauge", set()),
+    "libp2p_relaysvc_reservations_total": ("counter", {"type"}),
+    "libp2p_relaysvc_reservation_request_response_status_total": ("counter", {"status"}),
+    "libp2p_relaysvc_reservation_rejections_total": ("counter", {"reason"}),
+    "libp2p_relaysvc_connections_total": ("counter", {"type"}),
+    "libp2p_relaysvc_connection_request_response_status_total": ("counter", {"status"}),
+    "libp2p_relaysvc_connection_rejections_total": ("counter", {"reason"}),
+    "libp2p_relaysvc_connection_duration_seconds_sum": ("histogram", set()),
+    "libp2p_relaysvc_connection_duration_seconds_count": ("histogram", set()),
+    "libp2p_relaysvc_data_transferred_bytes_total": ("counter", set()),
+}
+HOLEPUNCH = {
+    "libp2p_holepunch_outcomes_total": ("counter", {"side", "num_attempts", "outcome"}),
+    "libp2p_holepunch_address_outcomes_total": (
+        "counter",
+        {"side", "num_attempts", "ipv", "transport", "outcome"},
+    ),
+    "libp2p_holepunch_direct_dials_total": ("counter", {"outcome"}),
+}
+_CONNECTION = {"dir", "transport", "security", "muxer", "early_muxer", "ip_version"}
+SWARM = {
+    "libp2p_swarm_connections_opened_total": ("counter", _CONNECTION),
+    "libp2p_swarm_connections_closed_total": ("counter", _CONNECTION),
+    "libp2p_swarm_connection_duration_seconds_bucket": ("histogram", {*_CONNECTION, "le"}),
+    "libp2p_swarm_key_types_total": ("counter", {"dir", "key_type"}),
+}
+IDENTIFY = {
+    "libp2p_identify_identify_total": ("counter", {"dir"}),
+    "libp2p_identify_conn_push_support_total": ("counter", {"support"}),
+    "libp2p_identify_protocols_count": ("gauge", set()),
+    "libp2p_identify_addrs_count": ("gauge", set()),
+    "libp2p_identify_protocols_received_bucket": ("histogram", {"le"}),
+    "libp2p_identify_addrs_received_bucket": ("histogram", {"le"}),
+}
+
+
+class Scrape:
+    """An exposition, parsed by prometheus-client itself."""
+
+    def __init__(self, text: str) -> None:
+        self.series: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
+        self.types: dict[str, str] = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                self.series.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
+                self.types[sample.name] = family.type
+
+    def value(self, name: str, **labels: str) -> float:
+        return self.series[name][tuple(sorted(labels.items()))]
+
+
+async def scrape(status: flare.StatusServer) -> Scrape:
+    answer = await get(status, "/metrics")
+    assert answer.status == 200
+    assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    return Scrape(answer.text)
+
+
+@aio
+async def test_dashboards_of_go_libp2p_find_their_series() -> None:
+    async with scene(flare.RelayLimits(max_reservations=2, circuit_bytes=0, circuit_duration=0)) as at:
+        stranger = host(relays=at.relaying.full_addrs, punch=False)
+        async with stranger:
+            await eventually(lambda: sum(at.server.counters.reserve_answers.values()) == 3)
+        with pytest.raises(DialFailed):
+            await at.alice.connect(at.relaying.full_addrs[0] / f"/p2p-circuit/p2p/{stranger.peer_id}")
+        await at.connection.close()
+        await eventually(lambda: at.server.counters.circuits_closed == 1)
+        await eventually(lambda: len(at.relaying.connections) == 2)
+        found = await scrape(at.status)
+        for name, (kind, labels) in (RELAYSVC | HOLEPUNCH | SWARM | IDENTIFY).items():
+            assert name in found.series, f"no {name}"
+            assert found.types[name] == kind, name
+            assert {key for key, _ in next(iter(found.series[name]))} == labels, name
+
+
+@aio
+async def test_figures_are_of_what_happened() -> None:
+    async with scene() as at:
+        await at.carry(100_000)
+        found = await scrape(at.status)
+        name = "libp2p_relaysvc"
+        assert found.value(f"{name}_status") == 1
+        assert found.value(f"{name}_reservations_total", type="opened") == 2
+        assert found.value(f"{name}_reservations_total", type="closed") == 0
+        assert found.value(f"{name}_reservation_request_response_status_total", status="ok") == 2
+        assert found.value(f"{name}_connections_total", type="opened") == 1
+        assert found.value(f"{name}_connections_total", type="closed") == 0
+        carried = found.value(f"{name}_data_transferred_bytes_total")
+        assert carried > 200_000, "open circuits count too"
+        inbound = {
+            "dir": "inbound",
+            "transport": "tcp",
+            "security": "/noise",
+            "muxer": "/yamux/1.0.0",
+            "early_muxer": "false",
+            "ip_version": "ip4",
+        }
+        assert found.value("libp2p_swarm_connections_opened_total", **inbound) == 2
+        assert found.value("libp2p_swarm_connections_closed_total", **inbound) == 0
+        assert found.value("libp2p_swarm_key_types_total", dir="inbound", key_type="Ed25519") == 2
+        assert found.value("flare_relay_circuits") == 1
+        assert found.value("flare_engine_splices", engine="0") == 1
+        assert found.value("flare_engine_sent_bytes_total", engine="0") > carried
+        assert found.value("process_resident_memory_bytes") > 1_000_000
+
+        await at.connection.close()
+        await eventually(lambda: at.server.counters.circuits_closed == 1)
+        await at.bob.close()
+        await eventually(lambda: at.server.reservations == 1)
+        found = await scrape(at.status)
+        assert found.value(f"{name}_reservations_total", type="closed") == 1
+        assert found.value(f"{name}_connections_total", type="closed") == 1
+        assert found.value(f"{name}_connection_duration_seconds_count") == 1
+        assert found.value(f"{name}_data_transferred_bytes_total") >= carried
+        assert found.value("libp2p_swarm_connections_closed_total", **inbound) == 1
+
+
+@aio
+async def test_refusals_in_go_libp2p_s_words_and_ours() -> None:
+    async with scene(flare.RelayLimits(max_reservations=2)) as at:
+        async with host(relays=at.relaying.full_addrs, punch=False):
+            await eventually(lambda: sum(at.server.counters.reserve_answers.values()) == 3)
+        found = await scrape(at.status)
+        name = "libp2p_relaysvc_reservation"
+        assert found.value(f"{name}_request_response_status_total", status="rejected") == 1
+        assert found.value(f"{name}_rejections_total", reason="ip constraint violation") == 1
+        refused = found.value("flare_relay_refusals_total", request="reserve", reason="reservation refused")
+        assert refused == 1
+
+
+@aio
+async def test_what_was_open_before_counts_as_opened() -> None:
+    async with relay() as (relaying, server), host() as other:
+        await other.connect(*relaying.full_addrs)
+        async with flare.StatusServer(server, ANYWHERE) as status:
+            found = await scrape(status)
+            assert sum(found.series["libp2p_swarm_connections_opened_total"].values()) == 1
+        await other.close()
+
+
+@aio
+async def test_hole_punches() -> None:
+    async with host() as plain, flare.StatusServer(plain, ANYWHERE) as status:
+        peer, other, third = (flare.Identity.generate().peer_id for _ in range(3))
+        plain.emit(PunchStarted(peer, "initiator"))
+        plain.emit(PunchSucceeded(peer, "direct/tcp", 2, 0.5))
+        plain.emit(PunchStarted(other, "responder"))
+        plain.emit(PunchGaveUp(other, "no luck", 7, 0.5))
+        plain.emit(PunchSucceeded(third, "direct/tcp", 0, 0.1))
+        found = await scrape(status)
+        name = "libp2p_holepunch_outcomes_total"
+        assert found.value(name, side="initiator", num_attempts="2", outcome="success") == 1
+        assert found.value(name, side="receiver", num_attempts="> 5", outcome="failed") == 1
+        assert found.value(name, side="initiator", num_attempts="1", outcome="success") == 0, "from the start"
+        assert found.value("libp2p_holepunch_direct_dials_total", outcome="success") == 1
+        assert sum(found.series[name].values()) == 2
