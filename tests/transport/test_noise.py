@@ -18,6 +18,7 @@ from flare.errors import (
     AuthenticationFailed,
     ConnectionClosed,
     DecodeError,
+    FrameTooLarge,
     NetworkError,
     PeerMismatch,
     ProtocolViolation,
@@ -316,3 +317,13 @@ def test_any_bytes_give_a_clear_error(data: bytes, initiator: bool) -> None:
             await handshake(channel, BOB, initiator=initiator, expected_peer=None, timeout=T)
 
     run(main())
+
+
+@aio
+async def test_a_message_at_the_limit_and_one_past_it() -> None:
+    key = X25519PrivateKey.generate().public_key().public_bytes_raw()
+    for size, error in ((noise.MAX_MESSAGE, AuthenticationFailed), (noise.MAX_MESSAGE + 1, FrameTooLarge)):
+        _, far = channel_pair()
+        far.feed(noise._framed(key) + noise._framed(bytes(size)))
+        with pytest.raises(error):
+            await handshake(far, BOB, initiator=False, expected_peer=None, timeout=T)

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 from flare.errors import ConnectionClosed, DecodeError, FrameTooLarge
 
-_RECEIVE: Final = 16 * 1024  # bytes asked of the socket at once; a handshake is smaller
+_RECEIVE: Final = 4 * 1024  # bytes asked of the socket at once: what a peer may have us keep unasked
 
 
 class Channel(Protocol):

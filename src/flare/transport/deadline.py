@@ -9,14 +9,14 @@ from flare.errors import TimedOut
 
 
 class within:
-    """Bound the body to `seconds`. `what` completes "... took longer than N s"."""
+    """Bound the body to `seconds`, of which `spent` are over. `what` completes "... took longer than N s"."""
 
     __slots__ = ("_seconds", "_timeout", "_what")
 
-    def __init__(self, seconds: float, what: str) -> None:
+    def __init__(self, seconds: float, what: str, spent: float = 0.0) -> None:
         self._seconds = seconds
         self._what = what
-        self._timeout = asyncio.timeout(seconds)
+        self._timeout = asyncio.timeout(seconds - spent)
 
     async def __aenter__(self) -> None:
         await self._timeout.__aenter__()

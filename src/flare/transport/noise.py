@@ -22,7 +22,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from flare.errors import AuthenticationFailed, DecodeError, PeerMismatch
+from flare.errors import AuthenticationFailed, DecodeError, FrameTooLarge, PeerMismatch
 from flare.transport.channel import Channel
 from flare.transport.deadline import within
 from flare.wire.keys import Identity, PublicKey
@@ -31,6 +31,7 @@ from flare.wire.peer_id import PeerId
 
 PROTOCOL: Final = "/noise"
 MAX_MUXERS: Final = 100  # names in a peer's list before it is ignored, as in go-libp2p: defends CPU
+MAX_MESSAGE: Final = 4096  # bytes of a handshake message; RSA's largest take half: defends memory
 
 _NAME: Final = b"Noise_XX_25519_ChaChaPoly_SHA256"  # 32 bytes, so that it is its own hash (Noise 5.2)
 _START: Final = hashlib.sha256(_NAME).digest()  # mixed with the empty prologue
@@ -247,4 +248,6 @@ async def _receive(channel: Channel, at_least: int, which: str) -> bytes:
     size = int.from_bytes(await channel.read_exactly(2), "big")
     if size < at_least:
         raise DecodeError(f"{which} message of {size} bytes, at least {at_least} expected", protocol=PROTOCOL)
+    if size > MAX_MESSAGE:
+        raise FrameTooLarge(size, MAX_MESSAGE, protocol=PROTOCOL)
     return await channel.read_exactly(size)

@@ -8,14 +8,16 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Final
 
 from flare.config import Config
-from flare.errors import FlareError, InvalidMultiaddr, NetworkError, PeerMismatch, UsageError
+from flare.errors import FlareError, InvalidMultiaddr, NetworkError, PeerMismatch, TimedOut, UsageError
 from flare.transport.admission import Admission
 from flare.transport.channel import SocketChannel
 from flare.transport.connection import Connection
 from flare.transport.deadline import within
+from flare.transport.doorstep import Doorstep
 from flare.transport.expected import Claim, Expectations, waits_for_us
 from flare.transport.loop_engine import LoopEngine
 from flare.transport.sockets import (
@@ -119,6 +121,8 @@ class TcpTransport:
         self._loop = asyncio.get_running_loop()
         self.expected = Expectations(config.punch.max_ips)
         self.admission = Admission(config.host)
+        self._doorstep = Doorstep(config.timeouts.handshake)
+        self._welcoming: dict[socket.socket, asyncio.Task[None]] = {}
         self.listeners: list[Listener] = []
         self.connections: set[Connection] = set()
 
@@ -147,13 +151,39 @@ class TcpTransport:
             log.debug("refused %s port %d: %s", ip, port, why)
             abort(sock)
             return
-        remote = Multiaddr(f"/ip{ip.version}/{ip}/tcp/{port}")
+        self.admission.begin(sock, source, partial(self._turn_out, sock), len(self.connections))
         claims = self.expected.at(ip, port)
-        task = self._tasks.start(self._welcome(sock, remote, source, claims), f"handshake with {remote}")
-        self.admission.begin(task, source, task.cancel, len(self.connections))
+        begin = partial(self._begin, sock, (ip, port), source, claims)
+        if claims:
+            begin(self._loop.time())  # its other end may wait for us to speak
+        else:
+            self._doorstep.add(sock, begin, partial(self._late, sock, (ip, port)))
+
+    def _turn_out(self, sock: socket.socket) -> None:
+        """Others need the place of a handshake."""
+        if not self._doorstep.drop(sock):
+            self._welcoming[sock].cancel()
+
+    def _late(self, sock: socket.socket, at: tuple[IpAddress, int]) -> None:
+        self.admission.end(sock)
+        remote, seconds = _remote(at), self._config.timeouts.handshake
+        log.debug("handshake with %s: %s", remote, TimedOut(f"the handshake with {remote}", seconds))
+
+    def _begin(
+        self,
+        sock: socket.socket,
+        at: tuple[IpAddress, int],
+        source: Hashable | None,
+        claims: Sequence[Claim],
+        arrived: float,
+    ) -> None:
+        remote = _remote(at)
+        work = self._welcome(sock, remote, source, claims, arrived)
+        task = self._welcoming[sock] = self._tasks.start(work, f"handshake with {remote}")
 
         def ended(task: asyncio.Task[None]) -> None:
-            self.admission.end(task)
+            del self._welcoming[sock]
+            self.admission.end(sock)
             sock.close()  # it is still ours when the task was cancelled before its first step
 
         task.add_done_callback(ended)
@@ -161,16 +191,19 @@ class TcpTransport:
             claim.waiting.securing(task)
 
     async def _welcome(
-        self, sock: socket.socket, remote: Multiaddr, source: Hashable | None, claims: Sequence[Claim]
+        self,
+        sock: socket.socket,
+        remote: Multiaddr,
+        source: Hashable | None,
+        claims: Sequence[Claim],
+        arrived: float,
     ) -> None:
         """Secure an accepted socket; who comes of it goes to the punch that waits for that peer, if any."""
-        task = asyncio.current_task()
-        assert task is not None
         ours = [claim for claim in claims if claim.client]
         if ours and not await waits_for_us(sock):
             ours = []
         for claim in ours:
-            claim.ours.add(task)
+            claim.ours.add(self._welcoming[sock])  # in no variable: a cancelled task would be in a cycle
         peers = {claim.peer for claim in ours}
         try:
             connection = await self.adopt(
@@ -178,6 +211,7 @@ class TcpTransport:
                 initiator=bool(ours),
                 expected_peer=ours[0].peer if len(peers) == 1 else None,
                 remote_addr=remote,
+                spent=self._loop.time() - arrived,
             )
             if ours and connection.remote_peer not in peers:
                 connection.abort("a hole punch met somebody else")
@@ -187,7 +221,7 @@ class TcpTransport:
             for claim in claims:
                 claim.waiting.failed(remote, error)
             return
-        self.admission.end(task)
+        self.admission.end(sock)
         self.admission.opened(source)
         connection.add_close_callback(lambda _: self.admission.closed(source))
         wanted = self.expected.of(connection.remote_peer)
@@ -254,17 +288,25 @@ class TcpTransport:
         return str(best.ip), best.port
 
     async def adopt(
-        self, sock: socket.socket, *, initiator: bool, expected_peer: PeerId | None, remote_addr: Multiaddr
+        self,
+        sock: socket.socket,
+        *,
+        initiator: bool,
+        expected_peer: PeerId | None,
+        remote_addr: Multiaddr,
+        spent: float = 0.0,
     ) -> Connection:
-        """Secure and multiplex a connected socket, which is ours from now on, whatever happens."""
+        """Secure and multiplex a connected socket, which is ours from now on, whatever happens.
+
+        It may take Timeouts.dial as the initiator, else Timeouts.handshake, of which `spent` is over.
+        """
         timeouts = self._config.timeouts
+        seconds = timeouts.dial if initiator else timeouts.handshake
         try:
             sock.setblocking(False)
             local_addr = Multiaddr.from_socket(sock.getsockname(), "tcp")
             channel = SocketChannel(self._loop, sock, remote_addr)
-            async with within(
-                timeouts.dial if initiator else timeouts.handshake, f"the handshake with {remote_addr}"
-            ):
+            async with within(seconds, f"the handshake with {remote_addr}", spent):
                 upgraded = await upgrade(
                     channel,
                     self._identity,
@@ -305,6 +347,7 @@ class TcpTransport:
         """Stop listening, close every connection, and end our tasks (but not those handed in)."""
         for listener in list(self.listeners):
             listener.close()
+        self._doorstep.close()
         await asyncio.gather(*(connection.close() for connection in list(self.connections)))
         if self._own_tasks:
             await self._tasks.cancel()
@@ -321,6 +364,11 @@ def _tcp_endpoint(addr: Multiaddr) -> tuple[IpAddress, int]:
     if bare.ip is None or bare.port is None:
         raise UsageError(f"{addr} has no IP address and port")
     return bare.ip, bare.port
+
+
+def _remote(at: tuple[IpAddress, int]) -> Multiaddr:
+    ip, port = at
+    return Multiaddr(f"/ip{ip.version}/{ip}/tcp/{port}")
 
 
 def _failed(ip: IpAddress, port: int, error: OSError) -> NetworkError:
