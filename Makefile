@@ -6,13 +6,14 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 CORE := setup.py pyproject.toml $(wildcard src/flare/_core/*.pyx src/flare/_core/*.pxd src/flare/_core/*.pxi src/flare/_core/includes/*)
 
-.PHONY: help demo test test-pythons lab interop bench bench-relay lint types fuzz wheel clean
+.PHONY: help demo test test-pythons lab abuse interop bench bench-relay lint types fuzz wheel clean
 
 help:
 	@echo "make demo          two peers behind real NATs meet through a flare relay and go direct"
 	@echo "make test          the tests (unit, protocol, hostile input); timings never fail them"
 	@echo "make test-pythons  the same tests on every other Python from 3.11 to 3.14 found here"
 	@echo "make lab           the NAT matrix, both makes of NAT (root, nftables)"
+	@echo "make abuse         attacks on a relay beside an honest circuit, and what it keeps (root)"
 	@echo "make interop       against go-libp2p, rust-libp2p and js-libp2p (Go, Rust, Node; root for hole punching)"
 	@echo "make bench         micro benchmarks and the punch lateness; make bench-relay: the relay beside go, rust and C"
 	@echo "make lint          ruff, cython-lint, mypy --strict"
@@ -49,7 +50,7 @@ demo: .stamps/build
 	$(PY) -m flare lab run port port --delay-ms 20 --demo
 
 test: .stamps/test
-	$(PY) -m pytest -q -m "not lab and not interop" $(ARGS)
+	$(PY) -m pytest -q -m "not lab and not interop and not abuse" $(ARGS)
 
 test-pythons: .stamps/test
 	tools/test-pythons
@@ -59,6 +60,10 @@ lab: .stamps/test
 	@test "$$(id -u)" = 0 || { echo "make lab makes network namespaces and needs root"; exit 1; }
 	$(PY) -m pytest -q -m "lab and not interop" --timeout 900 $(ARGS)
 	$(PY) -m flare lab matrix --nat both --expect
+
+abuse: .stamps/test
+	@test "$$(id -u)" = 0 || { echo "make abuse makes a network namespace and needs root"; exit 1; }
+	$(PY) -m pytest -q -m abuse tests/abuse $(ARGS)
 
 interop: .stamps/test
 	@for tool in go cargo node npm; do command -v $$tool >/dev/null || { echo "make interop builds real peers and needs $$tool"; exit 1; }; done

@@ -47,10 +47,12 @@ class Frame:
 
 
 @asynccontextmanager
-async def raw(addr: Multiaddr) -> AsyncIterator[socket.socket]:
-    """A TCP connection to `addr` that has said nothing."""
+async def raw(addr: Multiaddr, source: str = "") -> AsyncIterator[socket.socket]:
+    """A TCP connection to `addr`, from the IP `source` if given, that has said nothing."""
     with socket.socket() as sock:
         sock.setblocking(False)
+        if source:
+            sock.bind((source, 0))
         await asyncio.get_running_loop().sock_connect(sock, (str(addr.ip), addr.port))
         yield sock
 
@@ -131,9 +133,11 @@ class Client:
 
 
 @asynccontextmanager
-async def client(addr: Multiaddr, identity: Identity | None = None) -> AsyncIterator[Client]:
+async def client(
+    addr: Multiaddr, identity: Identity | None = None, source: str = ""
+) -> AsyncIterator[Client]:
     """A hostile dialler of the host at `addr`, past its Noise handshake."""
-    async with raw(addr) as sock:
+    async with raw(addr, source) as sock:
         channel = SocketChannel(asyncio.get_running_loop(), sock)
         upgraded = await upgrade(
             channel, identity or Identity.generate(), initiator=True, expected_peer=None, timeouts=Timeouts()
