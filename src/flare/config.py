@@ -54,6 +54,26 @@ class MuxLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class QuicLimits:
+    """What one QUIC connection may cost, and when strangers must prove their address."""
+
+    stream_window: int = 512 * KIB  # of a new stream; doubles while the peer keeps it full
+    max_stream_window: int = 10 * MIB
+    connection_window: int = 768 * KIB  # all streams of a connection together, likewise
+    max_connection_window: int = 15 * MIB  # defends memory: what a peer may send and nobody reads
+    max_streams: int = 256  # inbound streams at once
+    backlog: int = 256  # our own streams that wait until the peer allows them
+    send_high_water: int = 1 * MIB  # a connection with this much unsent takes no more
+    idle_timeout: float = 30.0  # nothing came for so long: the connection is dead
+    keepalive: float = 15.0  # a ping when nothing came for so long, so that NATs keep their mapping
+    datagram_size: int = 1280  # bytes of UDP payload: what IPv6 and the tunnels in use carry
+    max_unproved: int = 32  # half-open inbound connections from addresses that are not proved; past it: Retry
+    resets_per_second: int = (
+        100  # stateless resets, version negotiations: answers to those we know nothing of
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class RelayLimits:
     """What a relay gives (circuit-v2.md, "Reservation"); the defaults are go-libp2p's."""
 
@@ -141,6 +161,7 @@ class Config:
 
     timeouts: Timeouts = field(default_factory=Timeouts)
     mux: MuxLimits = field(default_factory=MuxLimits)
+    quic: QuicLimits = field(default_factory=QuicLimits)
     host: HostLimits = field(default_factory=HostLimits)
     punch: PunchConfig = field(default_factory=PunchConfig)
     reservation: ReservationConfig = field(default_factory=ReservationConfig)

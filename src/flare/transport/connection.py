@@ -7,10 +7,9 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 from weakref import WeakSet
 
-from flare._core.link import Link
 from flare.config import Config, Timeouts
 from flare.errors import (
     ConnectionClosed,
@@ -29,9 +28,6 @@ from flare.wire.keys import PublicKey
 from flare.wire.messages import Limit
 from flare.wire.multiaddr import Multiaddr
 from flare.wire.peer_id import PeerId
-
-if TYPE_CHECKING:
-    from flare.transport.upgrade import Upgraded
 
 log = logging.getLogger("flare.transport")
 
@@ -75,13 +71,38 @@ class Upgrader(Protocol):
     async def direct(self, connection: Connection, timeout: float) -> Connection: ...
 
 
+class Session(Protocol):
+    """What multiplexes the streams of a connection: a link (flare._core.link.Link) or a QUIC session."""
+
+    on_stream: Any  # Callable[[StreamCore], object]
+    on_close: Any  # Callable[[BaseException | None], object]
+
+    def open_stream(self) -> StreamCore: ...
+    def ping(self, callback: Callable[[int | None], object]) -> None: ...
+    def close(self) -> None: ...
+    def abort(self, reason: str) -> None: ...
+
+
+class Secured(Protocol):
+    """Who the peer is, and what the handshake agreed on."""
+
+    @property
+    def remote_peer(self) -> PeerId: ...
+    @property
+    def remote_key(self) -> PublicKey: ...
+    @property
+    def security(self) -> str: ...
+    @property
+    def muxer(self) -> str: ...
+
+
 class Connection:
     """A connection that is up, until `close` or `abort` here, or the peer, ends it: then `closed` is true."""
 
     def __init__(
         self,
-        link: Link,
-        upgraded: Upgraded,
+        link: Session,
+        upgraded: Secured,
         *,
         local_peer: PeerId,
         local_addr: Multiaddr | None,
@@ -138,7 +159,7 @@ class Connection:
 
     @property
     def path(self) -> str:
-        """How it reaches the peer: "direct/tcp", "relayed"."""
+        """How it reaches the peer: "direct/tcp", "direct/quic-v1", "relayed"."""
         return "relayed" if self.is_relayed else f"direct/{self.remote_addr.transport}"
 
     @property
