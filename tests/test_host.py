@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import socket
+from collections.abc import Callable
 
 import pytest
 
@@ -22,7 +23,7 @@ from flare.errors import (
 )
 from flare.events import AddressesChanged, ConnectionLost, ConnectionOpened, Event, Listening, PeerIdentified
 from flare.protocols import identify, ping
-from flare.transport import sockets, tcp
+from flare.transport import quic, sockets, tcp
 from flare.transport.stream import Stream
 from flare.wire.keys import Identity
 from flare.wire.multiaddr import Multiaddr
@@ -156,8 +157,8 @@ class TestNotConnecting:
     @aio
     async def test_a_transport_that_is_not_spoken_is_named(self) -> None:
         async with host() as client:
-            with pytest.raises(DialFailed, match="/udp/1/quic-v1 is no TCP address"):
-                await client.connect("/ip4/127.0.0.1/udp/1/quic-v1")
+            with pytest.raises(DialFailed, match="/tcp/1/ws is no TCP address"):
+                await client.connect("/ip4/127.0.0.1/tcp/1/ws")
 
     @aio
     async def test_a_peer_that_nobody_knows(self) -> None:
@@ -253,14 +254,16 @@ class TestMisuse:
 class TestListening:
     @aio
     async def test_by_default_on_every_family_there_is(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        whole = sockets.listening_socket
+        def without_ipv6(whole: Callable[..., socket.socket]) -> Callable[..., socket.socket]:
+            def made(ip: sockets.IpAddress, port: int) -> socket.socket:
+                if ip.version == 6:
+                    raise OSError(97, "Address family not supported by protocol")
+                return whole(ip, port)
 
-        def without_ipv6(ip: sockets.IpAddress, port: int) -> socket.socket:
-            if ip.version == 6:
-                raise OSError(97, "Address family not supported by protocol")
-            return whole(ip, port)
+            return made
 
-        monkeypatch.setattr(tcp, "listening_socket", without_ipv6)
+        monkeypatch.setattr(tcp, "listening_socket", without_ipv6(tcp.listening_socket))
+        monkeypatch.setattr(quic, "udp_socket", without_ipv6(quic.udp_socket))
         async with flare.Host() as lonely:
             assert lonely.addrs
             assert all(addr.ip is not None and addr.ip.version == 4 for addr in lonely.addrs)
@@ -272,8 +275,9 @@ class TestListening:
             raise OSError(97, "Address family not supported by protocol")
 
         monkeypatch.setattr(tcp, "listening_socket", nothing)
+        monkeypatch.setattr(quic, "udp_socket", nothing)
         with pytest.raises(
-            NetworkError, match=r"listening on /ip4/0.0.0.0/tcp/0: Address family not supported"
+            NetworkError, match=r"listening on /ip4/0.0.0.0/udp/0/quic-v1: Address family not supported"
         ):
             await flare.Host().start()
 
@@ -438,7 +442,9 @@ class TestTelling:
     ) -> None:
         async with host() as server, host() as client:
             seen, lan = Multiaddr("/ip4/1.2.3.4/tcp/4001"), Multiaddr("/ip4/10.0.0.1/tcp/4001")
-            monkeypatch.setattr(client._observed, "addrs", lambda: (seen,))
+            monkeypatch.setattr(
+                client._observed, "addrs", lambda kind="tcp": (seen,) if kind == "tcp" else ()
+            )
             monkeypatch.setattr(client, "_announce", [lan])
             await client.connect(*server.full_addrs)
             await eventually(lambda: server.peers.get(client.peer_id).addrs)

@@ -28,6 +28,7 @@ from .protocols.relay import stop
 from .transport import circuit
 from .transport.connection import Connection, StreamHandler, StreamHandlers
 from .transport.loop_engine import LoopEngine
+from .transport.quic import QuicTransport
 from .transport.stream import Stream
 from .transport.tasks import Tasks
 from .transport.tcp import TcpTransport
@@ -41,7 +42,12 @@ from .wire.peer_id import PeerId
 logger = logging.getLogger("flare.host")
 
 AGENT: Final = f"flare/{__version__}"
-DEFAULT_LISTEN: Final = ("/ip4/0.0.0.0/tcp/0", "/ip6/::/tcp/0")
+DEFAULT_LISTEN: Final = (
+    "/ip4/0.0.0.0/udp/0/quic-v1",
+    "/ip6/::/udp/0/quic-v1",
+    "/ip4/0.0.0.0/tcp/0",
+    "/ip6/::/tcp/0",
+)
 
 Handler = TypeVar("Handler", bound=StreamHandler)
 
@@ -51,8 +57,8 @@ class Host:
 
     Use it as `async with Host(...) as host`.
 
-    `listen` are multiaddrs to listen on (default: any TCP port, IPv4 and IPv6), `relays` relays to keep a
-    reservation on, `announce` public addresses to tell others besides those that are found out,
+    `listen` are multiaddrs to listen on (default: any port, QUIC and TCP, IPv4 and IPv6), `relays` relays to
+    keep a reservation on, `announce` public addresses to tell others besides those that are found out,
     `punch=False` stays relayed. `is_public` decides which addresses are worth dialling from outside; tests
     and private networks hand in their own.
     """
@@ -115,8 +121,10 @@ class Host:
         self._tcp = TcpTransport(
             self._engine, self.identity, self.config, on_connection=self._adopt, tasks=self._tasks
         )
+        self._quic = QuicTransport(self.identity, self.config, on_connection=self._adopt, tasks=self._tasks)
         self._dialling = Dialling(
             self._tcp,
+            self._quic,
             self._engine,
             self.identity,
             self.config,
@@ -124,7 +132,7 @@ class Host:
             direct_to=self._direct_to,
         )
         self._observed = ObservedAddresses(
-            listeners=lambda: self._tcp.listen_addrs,
+            listeners=lambda: self._listen_addrs,
             trusted=self._trusted.__contains__,
         )
         self._relays = RelayClient(
@@ -166,8 +174,9 @@ class Host:
     async def _start_listening(self) -> None:
         failures: list[OSError] = []
         for addr in self._listen_on:
+            transport = self._quic if addr.transport == "quic-v1" else self._tcp
             try:
-                await self._tcp.listen(addr)
+                await transport.listen(addr)
             except OSError as error:
                 if not self._listen_default:
                     raise
@@ -198,7 +207,7 @@ class Host:
         await asyncio.gather(
             *(connection.close() for connection in self.connections if connection.is_relayed)
         )
-        await self._tcp.close()
+        await asyncio.gather(self._tcp.close(), self._quic.close())
         await self._tasks.cancel()
         self._engine.release()
         self._events.close()
@@ -214,7 +223,11 @@ class Host:
         """
         if not self._started:
             return ()
-        return tuple(dict.fromkeys([*self._announce, *self._tcp.listen_addrs, *self._relays.addrs]))
+        return tuple(dict.fromkeys([*self._announce, *self._listen_addrs, *self._relays.addrs]))
+
+    @property
+    def _listen_addrs(self) -> tuple[Multiaddr, ...]:
+        return self._quic.listen_addrs + self._tcp.listen_addrs
 
     @property
     def engines(self) -> tuple[Engine, ...]:
@@ -224,7 +237,9 @@ class Host:
     @property
     def observed_addrs(self) -> tuple[Multiaddr, ...]:
         """Our addresses as others see them, where that can be believed: what a hole punch offers the peer."""
-        return self._observed.addrs() if self._started else ()
+        if not self._started:
+            return ()
+        return self._observed.addrs("quic-v1") + self._observed.addrs("tcp")
 
     @property
     def full_addrs(self) -> tuple[Multiaddr, ...]:

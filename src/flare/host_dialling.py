@@ -12,6 +12,7 @@ from .protocols.relay import connect as relay_connect
 from .transport import circuit, dial
 from .transport.connection import Connection
 from .transport.loop_engine import LoopEngine
+from .transport.quic import QuicTransport
 from .transport.tcp import TcpTransport
 from .wire.keys import Identity
 from .wire.multiaddr import Multiaddr
@@ -63,6 +64,7 @@ class Dialling:
     def __init__(
         self,
         tcp: TcpTransport,
+        quic: QuicTransport,
         engine: LoopEngine,
         identity: Identity,
         config: Config,
@@ -71,6 +73,7 @@ class Dialling:
         direct_to: Callable[[PeerId], Connection | None],
     ) -> None:
         self._tcp = tcp
+        self._quic = quic
         self._engine = engine
         self._identity = identity
         self._config = config
@@ -111,7 +114,7 @@ class Dialling:
 
         no relay, whatever is open already, and not from the port that a punch will use.
         """
-        connection = await self._tcp.dial(addr, expected_peer=peer, reuse=False)
+        connection = await self._transport(addr).dial(addr, expected_peer=peer, reuse=False)
         self._on_connection(connection)
         return connection
 
@@ -180,11 +183,14 @@ class Dialling:
             raise PeerMismatch(peer, addr.peer_id)  # told by the peer itself, or by DNS
         if addr.is_circuit:
             return await self._circuit(addr)
-        connection = await self._tcp.dial(addr, expected_peer=addr.peer_id or peer)
+        connection = await self._transport(addr).dial(addr, expected_peer=addr.peer_id or peer)
         if connection.remote_peer == self._identity.peer_id:
             connection.abort("this host dialled itself")
             raise NetworkError(f"{addr} is this host itself")
         return connection
+
+    def _transport(self, addr: Multiaddr) -> TcpTransport | QuicTransport:
+        return self._quic if addr.transport == "quic-v1" else self._tcp
 
     async def _circuit(self, addr: Multiaddr) -> Connection:
         relay, target = addr.relay, addr.peer_id

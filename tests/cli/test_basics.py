@@ -62,7 +62,7 @@ def test_a_wrong_command_line_is_code_2_and_a_sentence(
     [
         (["listen", "--relay", "/ip4/127.0.0.1/tcp/1"], "a relay is given as ADDR/p2p/PEER"),
         (["ping", "/ip4/127.0.0.1/tcp/1/p2p-circuit"], "no whole circuit address"),
-        (["relay", "--listen", "/ip4/127.0.0.1/udp/0/quic-v1"], "is no TCP address"),
+        (["relay", "--listen", "/ip4/127.0.0.1/tcp/0/ws"], "is no TCP address"),
     ],
 )
 def test_what_only_the_host_can_tell_is_code_2_too(words: list[str], sentence: str) -> None:

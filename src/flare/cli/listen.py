@@ -37,7 +37,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="ADDR",
         type=address,
         action="append",
-        help="multiaddr to listen on (default: /ip4/0.0.0.0/tcp/0 and /ip6/::/tcp/0)",
+        help="multiaddr to listen on (default: any port, QUIC and TCP, IPv4 and IPv6)",
     )
     parser.add_argument("--no-punch", action="store_true", help="stay relayed")
     add_common(parser)

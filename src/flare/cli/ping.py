@@ -42,7 +42,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="ADDR",
         type=address,
         action="append",
-        help="multiaddr to listen on and dial from (default: /ip4/0.0.0.0/tcp/0 and /ip6/::/tcp/0)",
+        help="multiaddr to listen on and dial from (default: any port, QUIC and TCP, IPv4 and IPv6)",
     )
     parser.add_argument(
         "--count", metavar="N", type=number, default=0, help="stop after N pongs, whatever the path"
