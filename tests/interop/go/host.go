@@ -13,6 +13,7 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
 	"github.com/libp2p/go-libp2p/p2p/protocol/holepunch"
 	"github.com/libp2p/go-libp2p/p2p/security/noise"
+	quic "github.com/libp2p/go-libp2p/p2p/transport/quic"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
 	"github.com/libp2p/go-libp2p/x/rate"
 	"github.com/multiformats/go-multiaddr"
@@ -32,7 +33,7 @@ func newIdentity(kind string) (crypto.PrivKey, error) {
 	return key, err
 }
 
-// newHost is a host that speaks TCP, Noise and yamux, and dials nobody on its own.
+// newHost is a host that speaks QUIC, and TCP with Noise and yamux, and dials nobody on its own.
 func newHost(opts options, more ...libp2p.Option) (host.Host, error) {
 	identity, err := newIdentity(opts.key)
 	if err != nil {
@@ -42,6 +43,7 @@ func newHost(opts options, more ...libp2p.Option) (host.Host, error) {
 		libp2p.Identity(identity),
 		libp2p.UserAgent("interop-go"),
 		libp2p.Transport(tcp.NewTCPTransport),
+		libp2p.Transport(quic.NewTransport),
 		libp2p.Security(noise.ID, noise.New),
 		libp2p.Muxer(yamux.ID, yamux.DefaultTransport),
 		libp2p.DisableMetrics(),

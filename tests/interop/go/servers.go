@@ -85,14 +85,8 @@ func emitListening(h host.Host) {
 	if err != nil {
 		bound = h.Network().ListenAddresses()
 	}
-	bound = slices.DeleteFunc(bound, func(addr multiaddr.Multiaddr) bool { return !isTCP(addr) })
+	bound = slices.DeleteFunc(bound, isCircuit) // go-libp2p lists /p2p-circuit among them
 	emit("listening", map[string]any{"peer": h.ID().String(), "addrs": withPeer(h, bound)})
-}
-
-// isTCP leaves out /p2p-circuit, which go-libp2p lists among the addresses that it listens on.
-func isTCP(addr multiaddr.Multiaddr) bool {
-	_, err := addr.ValueForProtocol(multiaddr.P_TCP)
-	return err == nil
 }
 
 // reserve takes a slot on every relay and prints each. AutoRelay would do the same but never counts a loopback relay.

@@ -1,4 +1,4 @@
-//! The swarm: TCP, Noise and yamux, a relay client always, a relay and DCUtR when asked for. It dials nobody on its own.
+//! The swarm: QUIC, TCP with Noise and yamux, a relay client always, a relay and DCUtR when asked for. It dials nobody on its own.
 
 use std::time::Duration;
 
@@ -39,6 +39,7 @@ pub fn build(options: &Options) -> Result<Swarm<Behaviour>, Failure> {
     let swarm = SwarmBuilder::with_existing_identity(identity(&options.key)?)
         .with_tokio()
         .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, yamux::Config::default)?
+        .with_quic()
         .with_relay_client(noise::Config::new, yamux::Config::default)?
         .with_behaviour(|key, relay_client| {
             let local = key.public().to_peer_id();
