@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from flare.peer_book import MAX_ADDRS, PeerBook
+from flare.peer_book import MAX_ADDRS, MAX_AGENT, MAX_BYTES, MAX_RECORD, MAX_SHARED, PeerBook
+from flare.wire.envelope import PeerRecord
 from flare.wire.keys import Identity
 from flare.wire.multiaddr import Multiaddr
 
@@ -46,3 +47,72 @@ def test_the_least_recently_used_peer_goes_first() -> None:
     assert book.get(second).agent == ""
     assert book.get(first).agent == "1"
     assert len(book) == 2
+
+
+class TestSignedRecords:
+    def record(self, identity: Identity, seq: int, *addrs: Multiaddr) -> bytes:
+        return PeerRecord(identity.peer_id, seq, addrs).seal(identity)
+
+    def test_a_record_goes_before_what_nobody_signed(self) -> None:
+        book, me = PeerBook(), Identity.generate()
+        book.update(me.peer_id, addrs=[OTHER], record=self.record(me, 5, ADDR))
+        assert book.get(me.peer_id).addrs == (ADDR,)
+        assert book.get(me.peer_id).seq == 5
+
+    def test_an_older_one_changes_nothing_opened_or_not(self) -> None:
+        book, me = PeerBook(), Identity.generate()
+        for seq, addr in ((5, ADDR), (4, OTHER)):
+            book.update(me.peer_id, addrs=[addr], record=self.record(me, seq, addr))
+        assert book.get(me.peer_id).addrs == (ADDR,)
+        book.update(me.peer_id, addrs=[OTHER], record=self.record(me, 6, OTHER))
+        assert book.get(me.peer_id).addrs == (OTHER,)
+
+    def test_somebody_elses_counts_as_none(self) -> None:
+        book, me, other = PeerBook(), Identity.generate(), Identity.generate()
+        book.update(me.peer_id, addrs=[OTHER], record=self.record(other, 9, ADDR))
+        assert (book.get(me.peer_id).addrs, book.get(me.peer_id).seq) == ((OTHER,), -1)
+
+    def test_nor_does_junk_displace_what_was_signed(self) -> None:
+        book, me = PeerBook(), Identity.generate()
+        book.update(me.peer_id, record=self.record(me, 5, ADDR))
+        book.update(me.peer_id, addrs=[OTHER], record=b"junk")
+        assert book.get(me.peer_id).addrs == (ADDR,)
+
+    @pytest.mark.parametrize("size", [MAX_RECORD, MAX_RECORD + 1])
+    def test_a_long_one_is_not_kept_as_it_came(self, size: int) -> None:
+        book, me = PeerBook(), Identity.generate()
+        info = book.update(me.peer_id, addrs=[OTHER], record=b"\0" * size)
+        assert (info._record is None) == (size > MAX_RECORD)
+        assert info.addrs == (OTHER,)
+
+
+class TestBytes:
+    def test_addresses_are_cut_at_the_limit(self) -> None:
+        book, peer = PeerBook(), Identity.generate().peer_id
+        addrs = [Multiaddr(f"/dns4/{'x' * (MAX_BYTES // 4 - 5)}{i}") for i in range(6)]
+        assert len(bytes(addrs[0])) * 4 <= MAX_BYTES < len(bytes(addrs[0])) * 5
+        book.update(peer, addrs=addrs)
+        assert book.get(peer).addrs == tuple(addrs[:4])
+
+    @pytest.mark.parametrize("size", [MAX_BYTES, MAX_BYTES + 1])
+    def test_protocols_at_the_limit_and_one_past_it(self, size: int) -> None:
+        book, peer = PeerBook(), Identity.generate().peer_id
+        book.update(peer, protocols=["/a", "x" * (size - 2)])
+        assert len(book.get(peer).protocols) == (2 if size == MAX_BYTES else 1)
+
+    def test_an_agent_is_cut(self) -> None:
+        book, peer = PeerBook(), Identity.generate().peer_id
+        assert len(book.update(peer, agent="x" * (MAX_AGENT + 1)).agent) == MAX_AGENT
+
+    def test_peers_that_speak_the_same_share_one_tuple(self) -> None:
+        book = PeerBook()
+        first, second = (
+            book.update(Identity.generate().peer_id, protocols=["/a", "/b"]).protocols for _ in range(2)
+        )
+        assert first is second
+
+    def test_what_is_shared_is_bounded(self) -> None:
+        book = PeerBook()
+        for number in range(MAX_SHARED + 1):
+            book.shared([f"/{number}"])
+        assert len(book._shared) == MAX_SHARED

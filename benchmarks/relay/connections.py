@@ -11,7 +11,7 @@ another core; runs are interleaved and the table gives medians, with their range
 CPU is the relay process's, user and system, as the kernel counts it in nanoseconds, and clients that came
 before the first count (`WARM`) are not in it. Memory is what the relay's process has more than before the
 first connection: Rss, and Pss, which changes with whoever else runs Python meanwhile; what the kernel keeps
-in socket buffers is apart. Idle CPU is seconds per minute over `--idle` seconds, longer than the usual keepalives.
+in socket buffers is apart. Idle CPU is seconds per minute over `--idle` seconds, longer than keepalives.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, overload
 
@@ -24,8 +24,10 @@ from .nat.punch import HolePuncher
 from .nat.relays import RelayClient
 from .peer_book import PeerBook
 from .protocols import identify, ping
+from .protocols.exchange import last_words
 from .protocols.relay import stop
 from .transport import circuit
+from .transport.ask import Question
 from .transport.connection import Connection, StreamHandler, StreamHandlers
 from .transport.loop_engine import LoopEngine
 from .transport.quic import QuicTransport
@@ -96,6 +98,8 @@ class Host:
         self._closed_hooks: list[Callable[[Connection], None]] = []
         self._record_seq = time.time_ns() // 1_000_000  # grows over restarts too, as signed records must
         self._told: tuple[Multiaddr, ...] = ()
+        self._description = identify.Description(self.identity)
+        self._questions: set[Question] = set()  # identify that was asked and not answered yet
         self._open = False
         self._started = False
 
@@ -199,6 +203,9 @@ class Host:
         if not self._open:
             return
         self._open = False
+        for question in self._questions:
+            question.cancel()
+        self._questions.clear()
         await self._relays.close()
         if self._puncher is not None:
             await self._puncher.close()
@@ -367,7 +374,7 @@ class Host:
             )
         )
         connection.add_close_callback(self._see_off)
-        self.spawn(self._identify(connection), f"identify {peer}")
+        self._identify(connection)
 
     def _see_off(self, connection: Connection) -> None:
         peer = connection.remote_peer
@@ -384,43 +391,57 @@ class Host:
         reason = str(connection.close_reason or "")
         self._events.emit(ConnectionLost(peer, connection.remote_addr, connection.path, reason))
 
-    async def _identify(self, connection: Connection) -> None:
-        peer = connection.remote_peer
+    def _identify(self, connection: Connection) -> None:
+        def answered(answer: Identify | FlareError) -> None:
+            self._questions.discard(question)
+            if isinstance(answer, FlareError):
+                self._not_identified(connection, answer)
+                return
+            self._learn(connection, answer)
+            if self._puncher is not None and not connection.closed:
+                self._puncher.connected(connection)
+
         try:
-            async with connection.open_stream(identify.PROTOCOL, allow_limited=True) as stream:
-                message = await identify.request(stream, timeout=self.config.timeouts.identify)
-            self._learn(connection, message)
+            question = identify.ask(connection, answered, timeout=self.config.timeouts.identify)
         except FlareError as error:
-            logger.info("identify with %s failed: %s", peer, error, extra={"peer": str(peer)})
+            self._not_identified(connection, error)
+        else:
+            self._questions.add(question)
+
+    def _not_identified(self, connection: Connection, error: FlareError) -> None:
+        peer = connection.remote_peer
+        logger.info("identify with %s failed: %s", peer, error, extra={"peer": str(peer)})
         if self._puncher is not None and not connection.closed:
             self._puncher.connected(connection)
 
     def _learn(self, connection: Connection, message: Identify) -> None:
         peer = connection.remote_peer
         learned = identify.learn(message, connection)
-        self.peers.update(
-            peer, addrs=learned.addrs, protocols=learned.protocols, agent=learned.agent, seq=learned.seq
+        known = self.peers.update(
+            peer,
+            addrs=learned.addrs,
+            protocols=learned.protocols,
+            agent=learned.agent,
+            record=learned.record,
         )
         self._observed.record(connection, learned.observed)
-        self._events.emit(
-            PeerIdentified(peer, learned.agent or "", learned.protocols or (), learned.observed)
-        )
+        protocols = known.protocols if learned.protocols else ()
+        self._events.emit(PeerIdentified(peer, learned.agent or "", protocols, learned.observed))
 
     # -- what we tell
 
-    def identify_message(self, connection: Connection) -> Identify:
-        """What identify tells this peer of us (identify/README.md)."""
-        return identify.describe(
-            self.identity,
+    def _serve_identify(self, stream: Stream) -> Awaitable[None] | None:
+        told = self._described(stream.connection)
+        return last_words(stream, told, self.config.timeouts.identify, "telling a peer who we are")
+
+    def _described(self, connection: Connection) -> bytes:
+        return self._description.encoded(
             connection,
             agent=self.agent,
             addrs=self.addrs,
             protocols=self.handlers.protocols,
             sequence=self._record_seq,
         )
-
-    async def _serve_identify(self, stream: Stream) -> None:
-        await identify.answer(stream, self.identify_message(stream.connection))
 
     async def _serve_identify_push(self, stream: Stream) -> None:
         message = await identify.receive(stream, timeout=self.config.timeouts.identify)
@@ -465,7 +486,7 @@ class Host:
             return
         with contextlib.suppress(FlareError):
             async with connection.open_stream(identify.PUSH_PROTOCOL) as stream:
-                await identify.push(stream, self.identify_message(connection))
+                await stream.write(self._described(connection))
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Run something for as long as the host lives; a FlareError ends it quietly."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -132,12 +133,71 @@ class TestWhatWeTell:
         assert told.listen_addrs == tuple(addrs[: len(told.listen_addrs)])
 
 
+class TestWhatIsEncodedOnce:
+    VALUES: ClassVar = {"agent": "a/1", "addrs": (LAN,), "protocols": ("/p", "/q"), "sequence": 7}
+
+    def told(self, description: identify.Description, connection: Any, **changed: Any) -> Identify:
+        return identify.merge(description.encoded(connection, **{**self.VALUES, **changed}))
+
+    def test_it_says_what_describe_says(self) -> None:
+        alice, _ = linked()
+        description = identify.Description(ALICE)
+        for _ in range(2):
+            told = self.told(description, alice)
+            assert told == identify.describe(ALICE, alice, **self.VALUES)
+
+    def test_each_peer_hears_where_it_itself_comes_from(self) -> None:
+        alice, bob = linked()
+        description = identify.Description(ALICE)
+        for connection in (alice, bob, alice):
+            assert self.told(description, connection).observed_addr == connection.remote_addr
+        longer, _ = linked()
+        longer.remote_addr = Multiaddr("/ip6/2001:db8::1/tcp/4001")
+        assert self.told(description, longer).observed_addr == longer.remote_addr
+
+    @pytest.mark.parametrize(
+        "changed", [{"agent": "b"}, {"addrs": (BOB_ADDR,)}, {"protocols": ("/p",)}, {"sequence": 8}]
+    )
+    def test_whatever_changes_is_told_and_signed_anew(self, changed: dict[str, Any]) -> None:
+        alice, _ = linked()
+        description = identify.Description(ALICE)
+        self.told(description, alice)
+        assert self.told(description, alice, **changed) == identify.describe(
+            ALICE, alice, **{**self.VALUES, **changed}
+        )
+
+    def test_what_peers_on_this_machine_hear_is_not_told_to_others(self) -> None:
+        alice, _ = linked()
+        near, _ = linked()
+        near.remote_addr = LOOPBACK
+        description = identify.Description(ALICE)
+        for _ in range(2):
+            assert self.told(description, near, addrs=(LOOPBACK, LAN)).listen_addrs == (LOOPBACK, LAN)
+            assert self.told(description, alice, addrs=(LOOPBACK, LAN)).listen_addrs == (LAN,)
+
+    def test_another_identity_signs_for_itself(self) -> None:
+        alice, bob = linked()
+        told = [self.told(identify.Description(who), end) for who, end in ((ALICE, alice), (BOB, bob))]
+        for message, who in zip(told, (ALICE, BOB), strict=True):
+            assert message.public_key == who.public_key.to_protobuf()
+            assert identify.opened(message.signed_peer_record or b"", who.peer_id) is not None
+
+    def test_a_long_one_travels_in_two_messages(self) -> None:
+        alice, _ = linked()
+        addrs = tuple(Multiaddr(f"/dns4/{'x' * 200}.example/tcp/{i}") for i in range(1, 12))
+        description = identify.Description(ALICE)
+        for _ in range(2):
+            assert self.told(description, alice, addrs=addrs) == identify.describe(
+                ALICE, alice, **{**self.VALUES, "addrs": addrs}
+            )
+
+
 class TestWhatWeLearn:
     def test_a_signed_record_replaces_the_plain_addresses(self) -> None:
-        alice, _ = linked()
         record = PeerRecord(BOB.peer_id, 9, (BOB_ADDR,)).seal(BOB)
-        learned = identify.learn(Identify(listen_addrs=(LAN,), signed_peer_record=record), alice)
-        assert (learned.addrs, learned.seq) == ((BOB_ADDR,), 9)
+        signed = identify.opened(record, BOB.peer_id)
+        assert signed is not None
+        assert (signed.addrs, signed.seq) == ((BOB_ADDR,), 9)
 
     @pytest.mark.parametrize(
         "record",
@@ -145,9 +205,7 @@ class TestWhatWeLearn:
         ids=["junk", "another peer's"],
     )
     def test_a_record_that_is_not_the_peers_own_is_ignored(self, record: bytes) -> None:
-        alice, _ = linked()
-        learned = identify.learn(Identify(listen_addrs=(LAN,), signed_peer_record=record), alice)
-        assert (learned.addrs, learned.seq) == ((LAN,), -1)
+        assert identify.opened(record, BOB.peer_id) is None
 
     def test_what_is_seen_through_a_relay_is_no_observation(self) -> None:
         alice, _ = relayed()
@@ -158,7 +216,7 @@ class TestWhatWeLearn:
     def test_a_push_that_leaves_fields_out_says_nothing_about_them(self) -> None:
         alice, _ = linked()
         learned = identify.learn(Identify(protocols=("/new",)), alice)
-        assert learned == identify.Learned(None, ("/new",), None, -1, None)
+        assert learned == identify.Learned(None, None, ("/new",), None, None)
 
     def test_a_flood_of_protocols_is_cut(self) -> None:
         many = Identify(protocols=tuple(f"/{i}" for i in range(identify.MAX_PROTOCOLS + 1)))

@@ -78,6 +78,9 @@ class End:
     def __init__(self, local: PeerId, remote: PeerId, *, initiator: bool, **values: Any) -> None:
         self.local_peer = local
         self.remote_peer = remote
+        self.remote_key = next(
+            (known.public_key for known in (ALICE, BOB, CAROL, RELAY) if known.peer_id == remote), None
+        )
         self.local_addr: Multiaddr | None = None
         self.remote_addr: Multiaddr = RELAY_ADDR
         self.initiator = initiator

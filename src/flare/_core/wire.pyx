@@ -9,6 +9,7 @@ into them any more.
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject_GenericSetAttr
+from cpython.unicode cimport PyUnicode_DATA, PyUnicode_KIND, PyUnicode_New, PyUnicode_WRITE
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove
@@ -31,6 +32,7 @@ cdef enum:
     MAX_NUMBER = (1 << 29) - 1
     MAX_MESSAGE = 0x7FFFFFFF
 
+cdef const char* BASE58 = b"123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 cdef uint64_t MAX_UVARINT = (<uint64_t>1 << 63) - 1
 
 
@@ -85,6 +87,49 @@ def frame(payload) -> bytes:
         return out
     finally:
         PyBuffer_Release(&view)
+
+
+def base58(data) -> str:
+    """`data` in base58btc, each leading zero byte as a `1`. Quadratic: for at most a few hundred bytes."""
+    cdef Py_buffer view
+    cdef const uint8_t* source
+    cdef uint8_t* digits
+    cdef Py_ssize_t size = 0
+    cdef Py_ssize_t zeros = 0
+    cdef Py_ssize_t i
+    cdef Py_ssize_t j
+    cdef uint32_t carry
+    cdef str out
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    source = <const uint8_t*>view.buf
+    digits = <uint8_t*>malloc(2 * view.len + 1)  # log(256) / log(58) is 1.37
+    if digits == NULL:
+        PyBuffer_Release(&view)
+        raise MemoryError
+    while zeros < view.len and source[zeros] == 0:
+        zeros += 1
+    for i in range(zeros, view.len):
+        carry = source[i]
+        for j in range(size):
+            carry += <uint32_t>digits[j] << 8
+            digits[j] = <uint8_t>(carry % 58)
+            carry //= 58
+        while carry:
+            digits[size] = <uint8_t>(carry % 58)
+            carry //= 58
+            size += 1
+    PyBuffer_Release(&view)
+    try:
+        out = PyUnicode_New(zeros + size, 127)
+        for i in range(zeros):
+            PyUnicode_WRITE(PyUnicode_KIND(out), PyUnicode_DATA(out), i, c'1')
+        for i in range(size):
+            PyUnicode_WRITE(
+                PyUnicode_KIND(out), PyUnicode_DATA(out), zeros + i, BASE58[digits[size - 1 - i]]
+            )
+    finally:
+        free(digits)
+    return out
 
 
 def split_components(data, dict protocols) -> tuple:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +24,7 @@ from flare.wire.multiaddr import Multiaddr
 from flare.wire.peer_id import PeerId
 
 if TYPE_CHECKING:
+    from flare.transport.ask import Question
     from flare.transport.connection import Connection
     from flare.transport.stream import Stream
     from flare.wire.keys import Identity
@@ -42,6 +43,24 @@ MAX_PROTOCOLS: Final = 1024
 MAX_ADDRS: Final = 500
 
 
+def ask(
+    connection: Connection, on_answer: Callable[[Identify | FlareError], None], *, timeout: float
+) -> Question:
+    """Ask the peer of `connection` who it is, without a task: `on_answer` gets what `request` would give or
+    raise. Raises what opening a stream raises."""
+
+    def answered(answer: bytes | FlareError) -> None:
+        if isinstance(answer, bytes):
+            try:
+                on_answer(_read(answer, connection))
+                return
+            except FlareError as error:
+                answer = error
+        on_answer(answer)
+
+    return connection.ask(PROTOCOL, answered, limit=LIMIT, timeout=timeout, allow_limited=True)
+
+
 async def request(stream: Stream, *, timeout: float = TIMEOUTS.identify) -> Identify:
     """Read the peer's answer to its end.
 
@@ -55,10 +74,7 @@ async def request(stream: Stream, *, timeout: float = TIMEOUTS.identify) -> Iden
             if len(data) > LIMIT:
                 raise FrameTooLarge(len(data), LIMIT, protocol=PROTOCOL)
         await stream.close()
-    message = merge(bytes(data))
-    if message.public_key:
-        _check_key(message.public_key, peer)
-    return message
+    return _read(bytes(data), stream.connection)
 
 
 receive = request
@@ -67,11 +83,18 @@ receive = request
 async def answer(stream: Stream, message: Identify, *, timeout: float = TIMEOUTS.identify) -> None:
     """Send `message` and close our side."""
     async with within(timeout, f"telling {stream.connection.remote_peer} who we are"):
-        await stream.write(b"".join(frame(part.encode()) for part in _split(message)))
+        await stream.write(frames(message))
         await stream.close()
 
 
 push = answer
+
+
+def _read(data: bytes, connection: Connection) -> Identify:
+    message = merge(data)
+    if message.public_key:
+        _check_key(message.public_key, connection)
+    return message
 
 
 def merge(data: bytes) -> Identify:
@@ -88,7 +111,9 @@ def merge(data: bytes) -> Identify:
         offset += size
     if not parts:
         raise DecodeError("ended without a message", protocol=PROTOCOL)
-    message = Identify.decode(b"".join(parts))
+    message = Identify.decode(parts[0] if len(parts) == 1 else b"".join(parts))
+    if len(message.protocols) <= MAX_PROTOCOLS and len(message.listen_addrs) <= MAX_ADDRS:
+        return message
     return dataclasses.replace(
         message, protocols=message.protocols[:MAX_PROTOCOLS], listen_addrs=message.listen_addrs[:MAX_ADDRS]
     )
@@ -98,38 +123,38 @@ def merge(data: bytes) -> Identify:
 class Learned:
     """What one message tells; None where it says nothing, as a push may ("identify/push").
 
-    `seq` is that of the signed record that `addrs` came from, -1 when nobody signed them.
+    `addrs` are nobody's word unless `record`, which is not verified yet, says otherwise: see `opened`.
     """
 
     addrs: tuple[Multiaddr, ...] | None
+    record: bytes | None
     protocols: tuple[str, ...] | None
     agent: str | None
-    seq: int
     observed: Multiaddr | None
 
 
 def learn(message: Identify, connection: Connection) -> Learned:
     """What `message` from the peer of `connection` tells.
 
-    The addresses are its signed record's, when that verifies and is its own. Over a relayed connection nobody
-    can have seen our address: what it says of that is left out.
+    Over a relayed connection nobody can have seen our address: what it says of that is left out.
     """
-    addrs, seq = message.listen_addrs, -1
-    if message.signed_peer_record:
-        try:
-            record = PeerRecord.open(message.signed_peer_record)
-        except FlareError as error:
-            log.debug("%s sent a peer record that does not verify: %s", connection.remote_peer, error)
-        else:
-            if record.peer_id == connection.remote_peer:
-                addrs, seq = record.addrs[:MAX_ADDRS], record.seq
     return Learned(
-        addrs=addrs or None,
+        addrs=message.listen_addrs or None,
+        record=message.signed_peer_record or None,
         protocols=message.protocols or None,
         agent=message.agent_version,
-        seq=seq,
         observed=None if connection.is_relayed else message.observed_addr,
     )
+
+
+def opened(record: bytes, peer: PeerId) -> PeerRecord | None:
+    """The signed peer record of a message; None when it does not verify or is not `peer`'s own."""
+    try:
+        signed = PeerRecord.open(record)
+    except FlareError as error:
+        log.debug("%s sent a peer record that does not verify: %s", peer, error)
+        return None
+    return dataclasses.replace(signed, addrs=signed.addrs[:MAX_ADDRS]) if signed.peer_id == peer else None
 
 
 def describe(
@@ -147,9 +172,7 @@ def describe(
     circuit: the relay's socket says nothing about the peer. `sequence` orders our signed records: it must
     grow.
     """
-    local = any(
-        addr is not None and addr.is_loopback for addr in (connection.local_addr, connection.remote_addr)
-    )
+    local = _is_local(connection)
     told = [addr for addr in dict.fromkeys(addrs) if local or not addr.is_loopback]
     spoken = tuple(dict.fromkeys(protocols))
     while True:
@@ -168,6 +191,53 @@ def describe(
     return dataclasses.replace(message, signed_peer_record=record)
 
 
+class Description:
+    """What one host tells its peers, encoded and signed once for as long as nothing of it changes."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
+        self._made: dict[bool, _Encoded] = {}  # by whether the peer is on this machine
+
+    def encoded(
+        self,
+        connection: Connection,
+        *,
+        agent: str,
+        addrs: tuple[Multiaddr, ...],
+        protocols: tuple[str, ...],
+        sequence: int,
+    ) -> bytes:
+        """The frames of `describe` for `connection`, as `answer` sends them."""
+        local = _is_local(connection)
+        told = (agent, addrs, protocols, sequence)
+        seen = Identify(observed_addr=observed(connection)).encode()
+        made = self._made.get(local)
+        if made is None or made.told != told or made.room < len(seen):
+            message = describe(
+                self._identity, connection, agent=agent, addrs=addrs, protocols=protocols, sequence=sequence
+            )
+            first, *rest = _split(dataclasses.replace(message, observed_addr=None))
+            made = self._made[local] = _Encoded(
+                told, first.encode(), b"".join(part.frame() for part in rest), len(seen)
+            )
+        # fields come in any order: who we see is what differs between peers, and it goes last
+        return frame(made.common + seen) + made.rest
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    told: tuple[object, ...]  # what it was made of
+    common: bytes  # the first message, without whom we see
+    rest: bytes  # further messages, framed
+    room: int  # bytes that were left for whom we see
+
+
+def _is_local(connection: Connection) -> bool:
+    return any(
+        addr is not None and addr.is_loopback for addr in (connection.local_addr, connection.remote_addr)
+    )
+
+
 def observed(connection: Connection) -> Multiaddr | None:
     """Where the peer of `connection` comes from, as we see it ("observedAddr")."""
     if not connection.is_relayed:
@@ -182,6 +252,13 @@ def _split(message: Identify) -> list[Identify]:
     return [message]
 
 
-def _check_key(key: bytes, peer: PeerId) -> None:
-    if PeerId.from_public_key(PublicKey.from_protobuf(key)) != peer:
+def frames(message: Identify) -> bytes:
+    """`message` as it travels: in one frame, or in two when it is long."""
+    return b"".join(frame(part.encode()) for part in _split(message))
+
+
+def _check_key(key: bytes, connection: Connection) -> None:
+    if key == connection.remote_key.to_protobuf():
+        return
+    if PeerId.from_public_key(PublicKey.from_protobuf(key)) != connection.remote_peer:
         raise ProtocolViolation("the public key is not this peer's", protocol=PROTOCOL)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from types import TracebackType
 from typing import Any, Protocol
-from weakref import WeakSet
+from weakref import ref
 
 from flare.config import Config, Timeouts
 from flare.errors import (
@@ -21,6 +21,7 @@ from flare.errors import (
     UsageError,
 )
 from flare.transport import multistream
+from flare.transport.ask import OnAnswer, Question
 from flare.transport.deadline import within
 from flare.transport.stream import Stream, StreamCore
 from flare.transport.tasks import Tasks
@@ -31,7 +32,8 @@ from flare.wire.peer_id import PeerId
 
 log = logging.getLogger("flare.transport")
 
-StreamHandler = Callable[[Stream], Awaitable[None]]
+# It may do all there is to do when it is called, and return None: that costs no task.
+StreamHandler = Callable[[Stream], Awaitable[None] | None]
 
 
 class StreamHandlers:
@@ -131,15 +133,15 @@ class Connection:
         self._max_negotiating = config.mux.backlog
         self.tasks = tasks  # what runs on behalf of the connection, handlers and circuits through it
         self._handlers: StreamHandlers | None = None
-        self._unserved: list[StreamCore] = []  # streams that came before the handlers were known
+        self._unserved: list[StreamCore] | None = None  # streams that came before the handlers were known
         self.upgrader: Upgrader | None = None
         self.successor: Connection | None = (
             None  # the direct connection that took the place of this relayed one
         )
-        self._streams: WeakSet[Stream] = WeakSet()
+        self._streams: set[ref[Stream]] = set()
         self._negotiating = 0
-        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._on_closed: list[Callable[[Connection], None]] = []
+        self._ended: asyncio.Future[None] | None = None  # made for who waits
+        self._on_closed: tuple[Callable[[Connection], None], ...] = ()
         link.on_close = self._link_closed
         link.on_stream = self._link_stream
 
@@ -165,13 +167,14 @@ class Connection:
     @property
     def streams(self) -> list[Stream]:
         """The streams open on it now, those being negotiated included."""
-        return [stream for stream in self._streams if not stream.finished]
+        alive = [stream for known in tuple(self._streams) if (stream := known()) is not None]
+        return [stream for stream in alive if not stream.finished]
 
     def serve(self, handlers: StreamHandlers) -> None:
         """Let `handlers` answer the peer's streams, also those that came with the handshake and waited."""
         self._handlers = handlers
-        waiting, self._unserved = self._unserved, []
-        for core in waiting:
+        waiting, self._unserved = self._unserved, None
+        for core in waiting or ():
             self._link_stream(core)
 
     def add_close_callback(self, callback: Callable[[Connection], None]) -> None:
@@ -179,7 +182,7 @@ class Connection:
         if self.closed:
             callback(self)
         else:
-            self._on_closed.append(callback)
+            self._on_closed += (callback,)
 
     # Streams of ours
 
@@ -204,15 +207,7 @@ class Connection:
     async def _open(
         self, protocols: tuple[str, ...], allow_limited: bool, lazy: bool, timeout: float
     ) -> Stream:
-        if self.closed:
-            raise ConnectionClosed(
-                f"the connection with peer {self.remote_peer} is closed"
-            ) from self.close_reason
-        if self.is_limited and not allow_limited:
-            raise LimitedConnection(
-                f"{protocols[0]} is not allowed on the limited connection "
-                f"with peer {self.remote_peer} through {self.relay}"
-            )
+        self._check_open(protocols[0], allow_limited)
         stream = self._adopt(self.link.open_stream())
         try:
             if lazy:
@@ -229,44 +224,99 @@ class Connection:
             raise
         return stream
 
+    def _check_open(self, protocol: str, allow_limited: bool) -> None:
+        if self.closed:
+            raise ConnectionClosed(
+                f"the connection with peer {self.remote_peer} is closed"
+            ) from self.close_reason
+        if self.is_limited and not allow_limited:
+            raise LimitedConnection(
+                f"{protocol} is not allowed on the limited connection "
+                f"with peer {self.remote_peer} through {self.relay}"
+            )
+
     def _adopt(self, core: StreamCore) -> Stream:
         stream = Stream(core, self)
-        self._streams.add(stream)
+        self._streams.add(ref(stream, self._streams.discard))
         return stream
+
+    def ask(
+        self, protocol: str, on_answer: OnAnswer, *, limit: int, timeout: float, allow_limited: bool = False
+    ) -> Question:
+        """Propose `protocol` on a stream of its own and hand over all that comes, without a task: see `ask`.
+
+        Raises what `open_stream` raises at once.
+        """
+        self._check_open(protocol, allow_limited)
+        return Question(self, protocol, limit=limit, timeout=timeout, on_answer=on_answer)
 
     # Streams of the peer
 
     def _link_stream(self, core: StreamCore) -> None:
-        if self._negotiating + len(self._unserved) >= self._max_negotiating:
+        if self._negotiating + len(self._unserved or ()) >= self._max_negotiating:
             core.reset()
         elif self._handlers is None:
-            self._unserved.append(core)
+            self._unserved = [*(self._unserved or ()), core]
         else:
-            self._negotiating += 1
-            self.tasks.start(
-                self._serve(self._adopt(core), self._handlers), f"stream {core.id} of {self.remote_peer}"
-            )
+            self._serve_now(self._adopt(core), self._handlers)
 
-    async def _serve(self, stream: Stream, handlers: StreamHandlers) -> None:
-        """Negotiate an inbound stream and run its handler; the stream ends with it, unless it is kept."""
-        handler: StreamHandler | None = None
+    def _serve_now(self, stream: Stream, handlers: StreamHandlers) -> None:
+        """Negotiate an inbound stream and handle it, as far as that goes with what has come.
 
-        def offered(protocol: str) -> bool:
-            nonlocal handler
-            handler = handlers.find(protocol, limited=self.is_limited)
-            return handler is not None
+        Most peers send all they have to ask in one packet, and then no task is needed.
+        """
+        listening = multistream.Listening(
+            lambda protocol: handlers.find(protocol, limited=self.is_limited) is not None
+        )
+        answer, unsent = b"", b""
+        rest: Awaitable[None] | None = None
+        try:
+            while not stream.protocol and (message := stream.core.read_frame(multistream.MAX_MESSAGE)):
+                said, agreed = listening.take(message)
+                answer += said
+                stream.protocol = agreed or ""
+                if listening.exhausted:
+                    break
+            unsent = answer[stream.core.write(answer) :] if answer else b""
+            if stream.protocol and not unsent:
+                handler = handlers.find(stream.protocol, limited=self.is_limited)
+                assert handler is not None
+                rest = handler(stream)
+                if rest is None:
+                    self._served(stream)
+                    return
+        except (FlareError, OSError) as error:
+            self._failed(stream, error)
+            return
+        except Exception:  # the edge: somebody's handler
+            log.exception("the handler of %s failed", stream.protocol, extra=self._context(stream))
+            stream.reset()
+            return
+        self._negotiating += 1
+        self.tasks.start(
+            self._serve(stream, handlers, listening, unsent, rest),
+            f"stream {stream.core.id} of {self.remote_peer}",
+        )
 
+    async def _serve(
+        self,
+        stream: Stream,
+        handlers: StreamHandlers,
+        listening: multistream.Listening,
+        unsent: bytes,
+        rest: Awaitable[None] | None,
+    ) -> None:
+        """Go on where `_serve_now` could not; the stream ends with its handler, unless it is kept."""
         try:
             try:
-                stream.protocol = await multistream.handle(stream, offered, self.timeouts.negotiate)
+                if rest is None:
+                    rest = await self._negotiate(stream, handlers, listening, unsent)
             finally:
                 self._negotiating -= 1
-            if handler is not None:
-                await handler(stream)
+            if rest is not None:
+                await rest
         except (FlareError, OSError) as error:
-            log.debug("%r failed: %s", stream, error, extra=self._context(stream))
-            if not stream.closed:  # closed in good order, with an answer that a reset would overtake
-                stream.reset()
+            self._failed(stream, error)
         except Exception:
             log.exception("the handler of %s failed", stream.protocol, extra=self._context(stream))
             stream.reset()
@@ -274,8 +324,27 @@ class Connection:
             stream.reset()
             raise
         else:
-            if not stream.kept:
-                stream.close_now()
+            self._served(stream)
+
+    async def _negotiate(
+        self, stream: Stream, handlers: StreamHandlers, listening: multistream.Listening, unsent: bytes
+    ) -> Awaitable[None] | None:
+        if unsent:
+            async with within(self.timeouts.negotiate, "answering a proposal"):
+                await stream.write(unsent)
+        if not stream.protocol:
+            stream.protocol = await multistream.resume(stream, listening, self.timeouts.negotiate)
+        handler = handlers.find(stream.protocol, limited=self.is_limited)
+        return handler(stream) if handler is not None else None
+
+    def _served(self, stream: Stream) -> None:
+        if not stream.kept:
+            stream.close_now()
+
+    def _failed(self, stream: Stream, error: FlareError | OSError) -> None:
+        log.debug("%r failed: %s", stream, error, extra=self._context(stream))
+        if not stream.closed:  # closed in good order, with an answer that a reset would overtake
+            stream.reset()
 
     def _context(self, stream: Stream) -> dict[str, object]:
         return {"peer": str(self.remote_peer), "connection": repr(self), "protocol": stream.protocol}
@@ -336,6 +405,10 @@ class Connection:
 
     async def wait_closed(self) -> None:
         """Wait until the connection is gone."""
+        if self.closed:
+            return
+        if self._ended is None:
+            self._ended = asyncio.get_running_loop().create_future()
         await asyncio.shield(self._ended)
 
     def _link_closed(self, reason: BaseException | None) -> None:
@@ -343,11 +416,12 @@ class Connection:
             return
         self.closed = True
         self.close_reason = reason
-        self._ended.set_result(None)
+        if self._ended is not None:
+            self._ended.set_result(None)
         log.debug("%r: %s", self, reason or "closed", extra={"peer": str(self.remote_peer)})
-        for callback in self._on_closed:
+        callbacks, self._on_closed = self._on_closed, ()
+        for callback in callbacks:
             callback(self)
-        self._on_closed.clear()
 
 
 class Opening:

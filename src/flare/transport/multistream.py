@@ -8,6 +8,7 @@ send what belongs to the protocol in the same packet as its proposal.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
+from functools import lru_cache
 from typing import Final
 
 from flare.errors import DecodeError, NetworkError, ProtocolNotSupported, ProtocolViolation, UsageError
@@ -32,6 +33,7 @@ def encode(name: str) -> bytes:
     return prefix + text + b"\n"
 
 
+_encoded: Final = lru_cache(maxsize=256)(encode)
 _HEADER: Final = encode(HEADER)
 _NOT_AVAILABLE: Final = encode(NOT_AVAILABLE)
 
@@ -57,6 +59,46 @@ async def select(
         raise ProtocolNotSupported(protocols)
 
 
+class Listening:
+    """The listener's side of one negotiation, without I/O: each message of the peer's gives an answer."""
+
+    __slots__ = ("_greeted", "_left", "_offered", "refused")
+
+    def __init__(self, offered: Callable[[str], bool]) -> None:
+        self._offered = offered
+        self._greeted = False
+        self._left = MAX_PROPOSALS
+        self.refused = ""  # what was proposed last, if we do not speak it
+
+    def take(self, message: bytes) -> tuple[bytes, str | None]:
+        """What to send for `message`, and the protocol once it is agreed on.
+
+        ProtocolViolation for what is no greeting, DecodeError.
+        """
+        if not self._greeted:
+            _check_header(message)
+            self._greeted = True
+            return _HEADER, None
+        name = _name(message)
+        if self._offered(name):
+            return _encoded(name), name
+        self._left -= 1
+        self.refused = name
+        return _NOT_AVAILABLE, None
+
+    @property
+    def exhausted(self) -> bool:
+        """As many were refused as may be."""
+        return not self._left
+
+    def check(self) -> None:
+        """ProtocolViolation when it is exhausted."""
+        if not self._left:
+            raise ProtocolViolation(
+                f"the peer proposed {MAX_PROPOSALS} protocols that we do not speak", protocol=HEADER
+            )
+
+
 async def handle(channel: Channel, supported: Supported, timeout: float) -> str:
     """As the listener, answer proposals until one is `supported`, and give that.
 
@@ -65,39 +107,38 @@ async def handle(channel: Channel, supported: Supported, timeout: float) -> str:
     seconds.
     """
     offered = supported if callable(supported) else supported.__contains__
+    return await resume(channel, Listening(offered), timeout)
+
+
+async def resume(channel: Channel, listening: Listening, timeout: float) -> str:
+    """As `handle`, from where a negotiation stands."""
     async with within(timeout, "the peer's choice of a protocol"):
-        await _expect_header(channel)
-        await channel.write(_HEADER)
-        refused = ""
-        for _ in range(MAX_PROPOSALS):
+        listening.check()
+        while True:
             try:
-                name = await _receive(channel)
+                answer, name = listening.take(await channel.read_frame(MAX_MESSAGE))
             except (DecodeError, NetworkError) as error:
-                if not refused:
+                if not listening.refused:
                     raise
-                raise NetworkError(f"the peer proposed {refused}, which we do not speak") from error
-            if offered(name):
-                await channel.write(encode(name))
+                raise NetworkError(f"the peer proposed {listening.refused}, which we do not speak") from error
+            await channel.write(answer)
+            if name is not None:
                 return name
-            refused = name
-            await channel.write(_NOT_AVAILABLE)
-        raise ProtocolViolation(
-            f"the peer proposed {MAX_PROPOSALS} protocols that we do not speak", protocol=HEADER
-        )
+            listening.check()
 
 
 def proposal(protocol: str) -> bytes:
     """What an initiator sends first when it does not wait between header and proposal."""
-    return _HEADER + encode(protocol)
+    return _HEADER + _encoded(protocol)
 
 
 class Answer:
     """The messages that must come back to a `proposal`: a header, then the protocol's name."""
 
-    __slots__ = ("_header_seen", "_protocol", "awaited")
+    __slots__ = ("_header_seen", "awaited", "protocol")
 
     def __init__(self, protocol: str) -> None:
-        self._protocol = protocol
+        self.protocol = protocol
         self._header_seen = False
         self.awaited = True  # there is more to come
 
@@ -108,7 +149,7 @@ class Answer:
             self._header_seen = True
             return True
         self.awaited = False
-        return _is_accepted(message, self._protocol)
+        return _is_accepted(message, self.protocol)
 
 
 class Optimistic:

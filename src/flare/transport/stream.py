@@ -279,6 +279,18 @@ class Stream:
         finally:
             self._writers -= 1
 
+    def write_now(self, data: bytes) -> bytes:
+        """Send what can go without waiting; the result is the rest, which `write` takes."""
+        if self._closed:
+            raise StreamClosed(self._about("was closed here"))
+        return data if self._writers else data[self._give(data) :]
+
+    def read_frame_now(self, limit: int) -> bytes | None:
+        """As `read_frame`, but None when it is not all here yet."""
+        if self._reading or self._held or self._unconfirmed is not None:
+            return None
+        return self._take_frame(limit)
+
     async def write_frame(self, payload: bytes) -> None:
         """Send `payload` with its length as a uvarint before it."""
         await self.write(frame(payload))

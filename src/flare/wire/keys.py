@@ -53,13 +53,14 @@ _KINDS: dict[KeyType, Kind] = {number: kind for kind, number in _TYPES.items()}
 class PublicKey:
     """A peer's public key. Immutable, hashable; equal when the encodings are."""
 
-    __slots__ = ("_encoded", "_key", "_type")
+    __slots__ = ("_encoded", "_key", "_message", "_type")
 
     def __init__(self, type: KeyType, key: Any) -> None:
         """`key` is the object of `cryptography`'s."""
         self._type = type
         self._key = key
         self._encoded = KeyMessage(type, _ALGORITHMS[type].public_data(key)).encode()
+        self._message: KeyMessage | None = None
 
     @classmethod
     def from_protobuf(cls, data: bytes) -> PublicKey:
@@ -80,7 +81,9 @@ class PublicKey:
 
     def to_message(self) -> KeyMessage:
         """The PublicKey message, to embed in another."""
-        return KeyMessage.decode(self._encoded)
+        if self._message is None:
+            self._message = KeyMessage.decode(self._encoded)
+        return self._message
 
     @property
     def kind(self) -> Kind:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from collections.abc import Iterator
 from functools import total_ordering
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from flare.wire.address_space import (
 from flare.wire.peer_id import PeerId
 
 _DNS = ("dns", "dns4", "dns6", "dnsaddr")
+_IP4, _TCP = BY_NAME["ip4"], BY_NAME["tcp"]
 
 
 class Component(NamedTuple):
@@ -72,6 +74,12 @@ class Multiaddr:
         `transport` is tcp or udp, or what runs over them: quic-v1, ws and the like. IPv4-mapped addresses
         become IPv4.
         """
+        if transport == "tcp":
+            try:  # the usual one, without a detour through text
+                packed = socket.inet_pton(socket.AF_INET, address[0])
+                return cls._of(((_IP4, packed), (_TCP, address[1].to_bytes(2, "big"))))
+            except (OSError, OverflowError):
+                pass
         host, _, zone = address[0].partition("%")
         try:
             ip = unmapped(ipaddress.ip_address(host))

@@ -6,6 +6,8 @@ import base64
 import binascii
 from collections.abc import Callable
 
+from flare._core.wire import base58
+
 MAX_TEXT = 512  # characters: base58 takes quadratic time, and no peer id or hash comes near
 
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
@@ -14,7 +16,7 @@ _BASE36 = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 def base58_encode(data: bytes) -> str:
     """`data` in base58btc, each leading zero byte as a `1`."""
-    return _to_digits(data, _BASE58)
+    return base58(data)
 
 
 def base58_decode(text: str) -> bytes:

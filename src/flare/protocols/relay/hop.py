@@ -25,7 +25,7 @@ from flare.errors import (
     StreamClosed,
 )
 from flare.events import CircuitClosed, CircuitOpened, ReservationMade
-from flare.protocols.exchange import MESSAGE_LIMIT, within
+from flare.protocols.exchange import MESSAGE_LIMIT, last_words, within
 from flare.protocols.relay import HOP_PROTOCOL
 from flare.protocols.relay.book import Circuit, ReservationBook
 from flare.protocols.relay.stop import open_stop as stop_protocol
@@ -154,6 +154,8 @@ class HopService:
         self._clock_ns = clock_ns
         self._draining = False
         self._running: dict[Circuit, Splice] = {}
+        self._told: tuple[Multiaddr, ...] = ()  # our addresses, and
+        self._own: tuple[Multiaddr, ...] = ()  # ... those that a reservation names, with our id
         self.counters = RelayCounters()
 
     @property
@@ -179,25 +181,41 @@ class HopService:
         """One request; for a CONNECT it returns when the circuit is over."""
         try:
             async with within(self._timeouts.relay_message, "a request to the relay"):
-                request = HopMessage.decode(await stream.read_frame(MESSAGE_LIMIT))
+                frame = await stream.read_frame(MESSAGE_LIMIT)
         except (DecodeError, StreamClosed):
-            await self._malformed(stream, Status.MALFORMED_MESSAGE)
-            return
+            await _finished(self._malformed(stream, Status.MALFORMED_MESSAGE))
         except (NetworkError, TimeoutError):
             stream.reset()
-            return
-        if stream.connection.closed:
-            return  # what it had sent outlived it: a reservation would outlive it too
-        if request.type is HopType.RESERVE:
-            await self._reserve(stream)
-        elif request.type is HopType.CONNECT:
-            await self._connect(stream, request)
         else:
-            await self._malformed(stream, Status.UNEXPECTED_MESSAGE)
+            await _finished(self._act(stream, frame))
+
+    def serve_now(self, stream: Stream) -> Awaitable[None] | None:
+        """As `serve`, without a task for a RESERVE that is all here: None when it is done."""
+        try:
+            frame = stream.read_frame_now(MESSAGE_LIMIT)
+        except (DecodeError, StreamClosed):
+            return self._malformed(stream, Status.MALFORMED_MESSAGE)
+        except NetworkError:
+            stream.reset()
+            return None
+        return self.serve(stream) if frame is None else self._act(stream, frame)
+
+    def _act(self, stream: Stream, frame: bytes) -> Awaitable[None] | None:
+        try:
+            request = HopMessage.decode(frame)
+        except DecodeError:
+            return self._malformed(stream, Status.MALFORMED_MESSAGE)
+        if stream.connection.closed:
+            return None  # what it had sent outlived it: a reservation would outlive it too
+        if request.type is HopType.RESERVE:
+            return self._reserve(stream)
+        if request.type is HopType.CONNECT:
+            return self._connect(stream, request)
+        return self._malformed(stream, Status.UNEXPECTED_MESSAGE)
 
     # -- RESERVE
 
-    async def _reserve(self, stream: Stream) -> None:
+    def _reserve(self, stream: Stream) -> Awaitable[None] | None:
         connection = stream.connection
         peer = connection.remote_peer
         answer = self._judge_reserve(connection)
@@ -207,7 +225,7 @@ class HopService:
             status, answer = answer, HopMessage(type=HopType.STATUS, status=answer)
         self.counters.reserve_answers[status] += 1
         log.debug("reservation of %s: %s", peer, status.name)
-        await self._answer(stream, answer)
+        return self._answer(stream, answer)
 
     def _judge_reserve(self, connection: Connection) -> HopMessage | Status:
         peer, addr = connection.remote_peer, connection.remote_addr
@@ -228,9 +246,12 @@ class HopService:
         self._on_event(ReservationMade(peer, expire))
         voucher = Voucher(relay=self._identity.peer_id, peer=peer, expiration=expire).seal(self._identity)
         limit = self._limit(peer)
+        own = self._own_addrs(connection)
+        answer = self._granted(expire, own, voucher, limit)
+        if len(answer.encode()) <= MESSAGE_LIMIT:
+            return answer
         addrs: tuple[Multiaddr, ...] = ()
-        answer = self._granted(expire, addrs, voucher, limit)
-        for addr in self._own_addrs(connection):
+        for addr in own:
             longer = self._granted(expire, (*addrs, addr), voucher, limit)
             if len(longer.encode()) > MESSAGE_LIMIT:
                 break
@@ -243,13 +264,17 @@ class HopService:
         reservation = Reservation(expire=expire, addrs=addrs, voucher=voucher)
         return HopMessage(type=HopType.STATUS, status=Status.OK, reservation=reservation, limit=limit)
 
-    def _own_addrs(self, connection: Connection) -> list[Multiaddr]:
+    def _own_addrs(self, connection: Connection) -> tuple[Multiaddr, ...]:
         """Ours with our id; with none, the one this peer reached: some peers fail on an empty list."""
         me = self._identity.peer_id
-        usable = [addr for addr in self._addrs() if not addr.is_circuit and addr.peer_id in (None, me)]
-        if not usable and connection.local_addr is not None:
-            usable = [connection.local_addr]
-        return [addr.without_peer().with_peer(me) for addr in dict.fromkeys(usable)]
+        told = tuple(self._addrs())
+        if told != self._told:
+            usable = [addr for addr in told if not addr.is_circuit and addr.peer_id in (None, me)]
+            self._told = told
+            self._own = tuple(addr.without_peer().with_peer(me) for addr in dict.fromkeys(usable))
+        if not self._own and connection.local_addr is not None:
+            return (connection.local_addr.without_peer().with_peer(me),)
+        return self._own
 
     def _limit(self, *ends: PeerId) -> Limit | None:
         """What circuits between these may carry, as the wire says it: None is no limit, as is a 0 in it."""
@@ -263,7 +288,7 @@ class HopService:
     async def _connect(self, stream: Stream, request: HopMessage) -> None:
         source = stream.connection.remote_peer
         if request.peer is None:
-            await self._malformed(stream, Status.MALFORMED_MESSAGE)
+            await _finished(self._malformed(stream, Status.MALFORMED_MESSAGE))
             return
         target = request.peer.id
         limit = self._limit(source, target)
@@ -272,7 +297,7 @@ class HopService:
         except _Refused as refused:
             self.counters.connect_answers[refused.status] += 1
             log.debug("no circuit from %s to %s: %s", source, target, refused)
-            await self._answer(stream, HopMessage(type=HopType.STATUS, status=refused.status))
+            await _finished(self._answer(stream, HopMessage(type=HopType.STATUS, status=refused.status)))
             return
         self.counters.connect_answers[Status.OK] += 1
         self.counters.circuits_opened += 1
@@ -356,17 +381,19 @@ class HopService:
 
     # -- answers
 
-    async def _malformed(self, stream: Stream, status: Status) -> None:
+    def _malformed(self, stream: Stream, status: Status) -> Awaitable[None] | None:
         self.counters.malformed += 1
-        await self._answer(stream, HopMessage(type=HopType.STATUS, status=status))
+        return self._answer(stream, HopMessage(type=HopType.STATUS, status=status))
 
-    async def _answer(self, stream: Stream, message: HopMessage) -> None:
-        try:
-            async with within(self._timeouts.relay_message, "answering a request to the relay"):
-                await stream.write_frame(message.encode())
-            await stream.close()
-        except (NetworkError, TimeoutError):
-            stream.reset()
+    def _answer(self, stream: Stream, message: HopMessage) -> Awaitable[None] | None:
+        return last_words(
+            stream, message.frame(), self._timeouts.relay_message, "answering a request to the relay"
+        )
+
+
+async def _finished(rest: Awaitable[None] | None) -> None:
+    if rest is not None:
+        await rest
 
 
 def _source(addr: Multiaddr) -> str:
