@@ -1,4 +1,5 @@
-"""An attack as a process: `python -m tests.abuse.attacker NAME RELAY`. "go" on stdin starts it, "stop" ends it.
+"""One attack as a process: `python -m tests.abuse.attacker NAME RELAY`; "go" on stdin starts it, "stop" ends
+it.
 
 What it did is one line of JSON: counts by name.
 """

@@ -244,3 +244,13 @@ class TestNoise:
             NoiseHandshakePayload.decode(b"\x12\x01s")
         with pytest.raises(DecodeError, match="identity_sig is missing"):
             NoiseHandshakePayload.decode(b"\x0a\x01k")
+
+
+@pytest.mark.parametrize("count", [128, 129, 5000])
+def test_what_a_peer_lists_is_read_so_far_and_no_further(count: int) -> None:
+    addrs = tuple(Multiaddr(f"/ip4/10.0.{i >> 8}.{i & 255}/tcp/1") for i in range(count))
+    told = Identify.decode(Identify(listen_addrs=addrs, agent_version="last").encode())
+    assert told.listen_addrs == addrs[:128]
+    assert told.agent_version == "last"
+    names = tuple(f"/{number}" for number in range(count))
+    assert Identify.decode(Identify(protocols=names).encode()).protocols == names[:1024]

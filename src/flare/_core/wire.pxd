@@ -23,6 +23,7 @@ cdef class Field:
     cdef readonly bint repeated
     cdef readonly bint required
     cdef readonly bint lenient
+    cdef readonly Py_ssize_t most
     cdef readonly object default
     cdef readonly object convert
     cdef readonly Schema schema

@@ -32,6 +32,7 @@ class Field:
     repeated: bool
     required: bool
     lenient: bool
+    most: int
     default: Any
     convert: Callable[[bytes], Any] | None
     schema: Schema | None
@@ -48,6 +49,7 @@ class Field:
         lenient: bool = False,
         schema: Schema | None = None,
         enum: type[IntEnum] | None = None,
+        most: int = 0,
     ) -> None: ...
 
 class Schema:

@@ -181,11 +181,12 @@ cdef class Field:
 
     `required`: decoding without it fails. Otherwise `default` stands for an absent field; a default that is
     not None is also left out when encoding (implicit presence). `convert` makes the final value of bytes and
-    raises ValueError for bad ones, which fails the message or, when `lenient`, counts as absent.
+    raises ValueError for bad ones, which fails the message or, when `lenient`, counts as absent. Of a
+    repeated one that is no number the first `most` values are read (0: all), and the rest skipped.
     """
 
     def __init__(self, int number, str name, Kind kind, *, repeated=False, required=False, default=None,
-                 convert=None, lenient=False, schema=None, enum=None):
+                 convert=None, lenient=False, schema=None, enum=None, Py_ssize_t most=0):
         if not 1 <= number <= MAX_NUMBER:
             raise UsageError(f"{name}: {number} is no field number")
         if (kind == MESSAGE) != (schema is not None) or (kind == ENUM) != (enum is not None):
@@ -194,6 +195,7 @@ cdef class Field:
         self.name = name
         self.kind = kind
         self.repeated = repeated
+        self.most = most
         self.required = required
         self.default = () if repeated else default
         self.convert = convert
@@ -353,6 +355,8 @@ cdef class Schema:
         if part.ptr == NULL:
             raise DecodeError(f"{self.name}.{field.name}: {reason(CURSOR_SHORT)}")
         part.end = part.ptr + raw
+        if field.most and values[index] is not None and len(<list>values[index]) >= field.most:
+            return 1
         if field.kind == BYTES or field.kind == STRING:
             store(field, values, index, PyBytes_FromStringAndSize(<const char*>part.ptr, <Py_ssize_t>raw))
         elif field.kind == MESSAGE:

@@ -10,7 +10,7 @@ from flare.errors import AuthenticationFailed, DecodeError, InvalidMultiaddr, Pe
 from flare.wire.keys import Identity, KeyMessage, PublicKey
 from flare.wire.multiaddr import Multiaddr
 from flare.wire.peer_id import PeerId
-from flare.wire.schema import Message, message
+from flare.wire.schema import AtMost, Message, message
 
 PEER_RECORD_DOMAIN = "libp2p-peer-record"
 PEER_RECORD_TYPE = b"\x03\x01"
@@ -39,7 +39,7 @@ class AddressInfo(Message):
 class PeerRecordMessage(Message):
     peer_id: Annotated[PeerId, 1]
     seq: Annotated[int, 2] = 0
-    addresses: Annotated[tuple[AddressInfo, ...], 3] = ()
+    addresses: Annotated[tuple[AddressInfo, ...], 3, AtMost(128)] = ()
 
 
 @message

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from flare.wire.multiaddr import Multiaddr
 from flare.wire.peer_id import PeerId
-from flare.wire.schema import INT32, LENIENT, UINT32, Message, message
+from flare.wire.schema import INT32, LENIENT, UINT32, AtMost, Message, message
 
 
 @message
@@ -44,9 +44,9 @@ class Identify(Message):
     protocol_version: Annotated[str | None, 5] = None
     agent_version: Annotated[str | None, 6] = None
     public_key: Annotated[bytes | None, 1] = None
-    listen_addrs: Annotated[tuple[Multiaddr, ...], 2, LENIENT] = ()
+    listen_addrs: Annotated[tuple[Multiaddr, ...], 2, LENIENT, AtMost(128)] = ()
     observed_addr: Annotated[Multiaddr | None, 4, LENIENT] = None
-    protocols: Annotated[tuple[str, ...], 3] = ()
+    protocols: Annotated[tuple[str, ...], 3, AtMost(1024)] = ()
     signed_peer_record: Annotated[bytes | None, 8] = None
 
 
@@ -80,7 +80,7 @@ class RelayPeer(Message):
     """A peer in a relay's messages (circuit-v2.md, "Peer")."""
 
     id: Annotated[PeerId, 1]
-    addrs: Annotated[tuple[Multiaddr, ...], 2, LENIENT] = ()
+    addrs: Annotated[tuple[Multiaddr, ...], 2, LENIENT, AtMost(128)] = ()
 
 
 @message

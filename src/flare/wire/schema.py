@@ -8,7 +8,8 @@
 Presence follows the default. None: absent and present differ (proto2 optional). Another default: it is left
 out when encoding (proto3). No default: required. `tuple[X, ...]` is repeated. Ints are uint64 unless a kind
 says otherwise, an IntEnum is closed, a Message is embedded, any other class is made of bytes by its
-constructor, whose ValueError fails the message, or with LENIENT drops the value.
+constructor, whose ValueError fails the message, or with LENIENT drops the value. AtMost(n) reads the first n
+of a repeated field: a peer pays with bytes for what costs us parsing.
 """
 
 from __future__ import annotations
@@ -33,6 +34,14 @@ from flare._core.wire import frame as _frame
 
 UINT32, INT64, INT32, FIXED64 = Kind.UINT32, Kind.INT64, Kind.INT32, Kind.FIXED
 LENIENT = "lenient"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AtMost:
+    """How many values of a repeated field are read; the rest is skipped."""
+
+    count: int
+
 
 _PLAIN = {int: Kind.UINT64, bool: Kind.BOOL, str: Kind.STRING, bytes: Kind.BYTES}
 
@@ -85,6 +94,7 @@ def _field(field: dataclasses.Field[Any], hint: Any) -> Field:
         "required": required,
         "default": None if required or repeated else field.default,
         "lenient": LENIENT in extras,
+        "most": next((extra.count for extra in extras if isinstance(extra, AtMost)), 0),
     }
     kinds = [extra for extra in extras if isinstance(extra, Kind)]
     if kinds:
