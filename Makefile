@@ -6,7 +6,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 CORE := setup.py pyproject.toml $(wildcard src/flare/_core/*.pyx src/flare/_core/*.pxd src/flare/_core/*.pxi src/flare/_core/includes/*)
 
-.PHONY: help demo test test-pythons lab abuse interop bench bench-relay lint types fuzz wheel clean
+.PHONY: help demo test test-pythons lab abuse interop bench bench-quick bench-micro lint types fuzz wheel clean
 
 help:
 	@echo "make demo          two peers behind real NATs meet through a flare relay and go direct"
@@ -15,7 +15,8 @@ help:
 	@echo "make lab           the NAT matrix, both makes of NAT (root, nftables)"
 	@echo "make abuse         attacks on a relay beside an honest circuit, and what it keeps (root)"
 	@echo "make interop       against go-libp2p, rust-libp2p and js-libp2p (Go, Rust, Node; root for hole punching)"
-	@echo "make bench         micro benchmarks and the punch lateness; make bench-relay: the relay beside go, rust and C"
+	@echo "make bench         what a relay costs, beside go-, rust-, js- and py-libp2p and a C loop (25 minutes)"
+	@echo "make bench-quick   a few minutes of that; make bench-micro: the parts, and how late a punch is"
 	@echo "make lint          ruff, cython-lint, mypy --strict"
 	@echo "make fuzz          every decoder, SECONDS each (default 20)"
 	@echo "make wheel         build a wheel and try it in a clean environment"
@@ -49,8 +50,12 @@ help:
 demo: .stamps/build
 	$(PY) -m flare lab run port port --delay-ms 20 --demo
 
+# The benchmark's C programs are tested where libcrypto's headers are (Debian: libssl-dev).
+LIBCRYPTO := $(shell echo '\#include <openssl/evp.h>' | $${CC:-cc} -E - >/dev/null 2>&1 && echo yes)
+
 test: .stamps/test
-	$(PY) -m pytest -q -m "not lab and not interop and not abuse" $(ARGS)
+	@test -n "$(LIBCRYPTO)" || echo "no headers of libcrypto: the tests of the benchmark's C programs are left out"
+	$(PY) -m pytest -q -m "not lab and not interop and not abuse$(if $(LIBCRYPTO),, and not bench)" $(ARGS)
 
 test-pythons: .stamps/test
 	tools/test-pythons
@@ -71,11 +76,14 @@ interop: .stamps/test
 	FLARE_INTEROP_TABLE=docs/interop.md $(PY) -m pytest -q -m interop --timeout 1800 tests/interop $(ARGS)
 
 bench: .stamps/test
+	$(PY) -m benchmarks.relay --congestion reno $(ARGS)
+
+bench-quick: .stamps/test
+	$(PY) -m benchmarks.relay --congestion reno --quick $(ARGS)
+
+bench-micro: .stamps/test
 	$(PY) -m pytest -q benchmarks --benchmark-only --timeout 0 $(ARGS)
 	$(PY) benchmarks/punch_lateness.py
-
-bench-relay: .stamps/test
-	$(PY) -m benchmarks.relay $(ARGS)
 
 lint: .stamps/lint types
 	$(VENV)/bin/ruff check .

@@ -1,118 +1,140 @@
-"""What a relay's bytes cost: flare beside go-libp2p, rust-libp2p and the C limit, one circuit, limits off.
+"""What relaying costs: flare beside go-, rust-, js- and py-libp2p and the C limit, limits off, in one run.
 
-    python -m benchmarks.relay [--message 1024,4096,16384,65507] [--relays climit,flare,go,go-16k,rust]
-                               [--seconds 3] [--runs 3] [--congestion reno] [--realtime] [--json]
+    python -m benchmarks.relay [--parts bytes,many,latency,connections,cores] [--relays climit,flare,go,...]
+                               [--quick] [--runs 3] [--seconds 0.8] [--warmup 0.4] [--message 1024,16384,...]
+                               [--security noise,tls] [--congestion reno] [--realtime] [--json FILE]
 
 Each relay runs as a process of its own pinned to one core, the load on another; runs are interleaved, and
-the table gives medians with their spread. The figure is the CPU time that the relay's process spends per
-GB, user and system, as the kernel counts it in nanoseconds; MB/s is what came out meanwhile. The peers'
-programs are those of tests/interop, built on demand; the C limit and the load are compiled with cc. A
-message is one yamux frame in one Noise record.
+the tables give medians with their range. CPU time is the relay's process's, user and system, as the kernel
+counts it in nanoseconds. The peers' programs are those of tests/interop, built on demand; the C limit and
+the load are compiled with cc. docs/performance.md says what each part does.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import json
 import os
+import platform
 import shutil
-import statistics
+import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import time
+from dataclasses import replace
 from pathlib import Path
 
-from tests.interop import build
+from benchmarks.relay import relays
+from benchmarks.relay.parts import PARTS, Plan
+from benchmarks.relay.results import Observation, Results
+from benchmarks.relay.tables import Writer, named
+from flare._core import aead
 
-from benchmarks.relay import load
-from benchmarks.relay.compiled import compiled
-from benchmarks.relay.load import Measured
-from flare.wire.multiaddr import Multiaddr
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-LISTEN = ("--listen", "/ip4/127.0.0.1/tcp/0", "--no-limits")
-RELAYS = "climit,flare,go,go-16k,rust"
 INSIDE = "FLARE_BENCH_NETWORK"  # set in the network namespace that --congestion makes
 CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+QUICK = Plan(
+    relays=("climit", "flare", "go", "rust"),
+    messages=(1024, 16384),
+    circuits=200,
+    connections=(1000,),
+    idle=0.0,
+    seconds=0.5,
+    warmup=0.3,
+    runs=2,
+)
 
 
-def command(relay: str) -> list[str]:
-    """How to start a relay without limits on loopback. go-16k: go with a copy buffer of 16 KiB, not 2."""
-    if relay == "flare":
-        return [sys.executable, "-m", "flare", "relay", *LISTEN, "--json"]
-    if relay == "go-16k":
-        return [*build.program("go"), "relay", *LISTEN, "--relay-buffer", "16384"]
-    return [*build.program(relay), "relay", *LISTEN]
+def words(text: str) -> tuple[str, ...]:
+    """What commas separate."""
+    return tuple(filter(None, text.split(",")))
 
 
-def pinned(core: int) -> list[str]:
-    """A prefix that pins a command to one core, when there are two."""
-    cores = sorted(os.sched_getaffinity(0))
-    return ["taskset", "-c", str(cores[core % len(cores)])] if len(cores) > 1 else []
-
-
-@contextmanager
-def started(words: list[str]) -> Iterator[tuple[int, bytes]]:
-    """A process: its id, and the first line that it prints."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
-    server = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, cwd=ROOT)
-    try:
-        assert server.stdout is not None
-        yield server.pid, server.stdout.readline()
-    finally:
-        server.terminate()
-        try:
-            server.wait(10)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
-
-
-def run(relay: str, message: int, args: argparse.Namespace) -> Measured:
-    """One run of one relay."""
-    keys = [os.urandom(32) for _ in range(4)]
-    words = [str(compiled("c_limit")), *(key.hex() for key in keys)] if relay == "climit" else command(relay)
-    with started([*pinned(0), *words]) as (pid, line):
-        if relay == "climit":
-            ends = load.bare(int(line), keys)
-        else:
-            addrs = json.loads(line)["addrs"]
-            address = next(addr for addr in addrs if "/tcp/" in addr and "127.0.0.1" in addr)
-            ends = asyncio.run(asyncio.wait_for(load.circuit(Multiaddr(address)), load.SETUP_TIMEOUT))
-        size = min(message, load.MAX_MESSAGE)
-        return load.run(ends, pid, size, args.warmup, args.seconds, pinned(1))
-
-
-def main() -> int:
-    """Run everything, print the table."""
-    parser = argparse.ArgumentParser(prog="benchmarks.relay", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--message", default="16384", metavar="BYTES,...", help="what one record carries")
-    parser.add_argument("--relays", default=RELAYS, help=f"which, the first is the ratios' 1 ({RELAYS})")
-    parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--warmup", type=float, default=1.0)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--congestion", metavar="NAME", help="TCP's, in a network namespace of our own")
-    parser.add_argument("--realtime", action="store_true", help="let nothing else run meanwhile (root)")
-    parser.add_argument(
-        "--under", default="", metavar="COMMAND", help="start the relay with, say, 'strace -fc'"
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog="benchmarks.relay", description=(__doc__ or "").split("\n")[0])
+    made.add_argument("--parts", type=words, default=tuple(PARTS), help=f"which of {', '.join(PARTS)}")
+    made.add_argument("--relays", type=words, help=f"which of {', '.join(relays.ALL)}")
+    made.add_argument("--message", type=words, metavar="BYTES,...", help="sizes of the bytes part")
+    made.add_argument("--security", type=words, help="noise,tls: of the bytes part")
+    made.add_argument("--circuits", type=int, help="of the many part")
+    made.add_argument("--runs", type=int)
+    made.add_argument("--seconds", type=float, help="each measurement takes")
+    made.add_argument("--warmup", type=float, help="before it")
+    made.add_argument(
+        "--quick", action="store_true", help="a few minutes: fewer relays, sizes, circuits, runs"
     )
-    parser.add_argument("--json", action="store_true", help="one object per relay and size")
-    args = parser.parse_args()
-    if args.congestion and INSIDE not in os.environ:
-        return isolated(args.congestion)
-    if args.realtime:
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))  # which the processes inherit
-    for message in map(int, args.message.split(",")):
-        got: dict[str, list[Measured]] = {relay: [] for relay in args.relays.split(",")}
-        for number in range(1, args.runs + 1):
-            for relay, runs in got.items():
-                runs.append(run(relay, message, args))
-                print(f"{relay}, {message} bytes, run {number}: {Row.of(runs[-1:])}", file=sys.stderr)
-        report(got, message, args)
-    return 0
+    made.add_argument("--congestion", metavar="NAME", help="TCP's, in a network namespace of our own")
+    made.add_argument("--realtime", action="store_true", help="let nothing else run meanwhile (root)")
+    made.add_argument("--json", type=Path, metavar="FILE", help="keep every observation")
+    return made
+
+
+def plan_of(args: argparse.Namespace) -> Plan:
+    """The plan: --quick or the whole, and what is said beyond that. SystemExit for what there is not."""
+    base = QUICK if args.quick else Plan()
+    messages = tuple(map(int, args.message)) if args.message else base.messages
+    plan = replace(
+        base,
+        relays=args.relays or base.relays,
+        security=args.security or base.security,
+        messages=messages,
+        circuits=args.circuits or base.circuits,
+        seconds=args.seconds or base.seconds,
+        warmup=base.warmup if args.warmup is None else args.warmup,
+        runs=args.runs or base.runs,
+    )
+    for given, known in (
+        (args.parts, tuple(PARTS)),
+        (plan.relays, relays.ALL),
+        (plan.security, ("noise", "tls")),
+    ):
+        for word in given:
+            if word not in known:
+                raise SystemExit(f"benchmarks.relay: {word} is none of {', '.join(known)}")
+    return plan
+
+
+def measure(plan: Plan, parts: tuple[str, ...]) -> list[Observation]:
+    """Everything, run after run of all relays."""
+    seen = []
+    for part in parts:
+        for run in range(1, plan.runs + 1):
+            for job in PARTS[part](plan):
+                for each in job.run(run):
+                    seen.append(each)
+                    print(
+                        f"{part} {each.case}, {named(each.relay)}, run {run}: {_line(each)}", file=sys.stderr
+                    )
+    return seen
+
+
+def _line(each: Observation) -> str:
+    return each.failure or ", ".join(f"{name} {value:.4g}" for name, value in each.values.items())
+
+
+def about(plan: Plan, seconds: float) -> dict[str, object]:
+    """Where and how."""
+    processor = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.machine(),
+    )
+    return {
+        "when": time.strftime("%Y-%m-%d", time.gmtime()),
+        "processor": processor,
+        "cores": len(relays.cores()),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "libcrypto": ssl.OPENSSL_VERSION,
+        "records": aead.backend(),
+        "congestion": CONGESTION.read_text().strip(),
+        "runs": plan.runs,
+        "seconds": plan.seconds,
+        "versions": {relay: relays.version(relay) for relay in plan.relays if relays.version(relay)},
+        "took_s": round(seconds),
+    }
 
 
 def isolated(congestion: str) -> int:
@@ -126,60 +148,23 @@ def isolated(congestion: str) -> int:
     return subprocess.run([*unshare, "sh", "-c", script, congestion, *again], env=env, check=False).returncode
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Medians over runs; `busy` and `load` are how much of a core the relay and the load had."""
-
-    rates: list[float]
-    costs: list[float]
-    rate: float
-    cost: float
-    kernel: float
-    busy: float
-    load: float
-
-    @classmethod
-    def of(cls, runs: list[Measured]) -> Row:
-        """What these runs come to."""
-        rates = [run.bytes / run.seconds / 1e6 for run in runs]
-        costs = [run.cpu_seconds / (run.bytes / 1e9) for run in runs]
-        return cls(
-            rates,
-            costs,
-            statistics.median(rates),
-            statistics.median(costs),
-            statistics.median(run.system / max(run.user + run.system, 0.01) for run in runs),
-            statistics.median(run.cpu_seconds / run.seconds for run in runs),
-            statistics.median(run.load_seconds / run.seconds for run in runs),
-        )
-
-    def __str__(self) -> str:
-        return (
-            f"{self.rate:.0f} MB/s, {self.cost:.3f} CPU s/GB, {self.kernel:.0%} in the kernel, "
-            f"busy {self.busy:.2f}, load {self.load:.2f}"
-        )
-
-
-def report(got: dict[str, list[Measured]], message: int, args: argparse.Namespace) -> None:
-    """The table for one size of messages, or its JSON objects."""
-    rows = {relay: Row.of(runs) for relay, runs in got.items()}
-    base = next(iter(rows.values())).cost
+def main() -> int:
+    """Run everything, print the tables."""
+    args = parser().parse_args()
+    plan = plan_of(args)
+    if args.congestion and INSIDE not in os.environ:
+        return isolated(args.congestion)
+    if args.realtime:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))  # which the processes inherit
+    relays.raise_file_limit()
+    start = time.monotonic()
+    seen = measure(plan, args.parts)
+    results = Results(about(plan, time.monotonic() - start), tuple(seen))
     if args.json:
-        for relay, row in rows.items():
-            fields = {"mb_per_s": row.rate, "cpu_s_per_gb": row.cost, "ratio": row.cost / base}
-            fields |= {"cpu_s_per_gb_min": min(row.costs), "cpu_s_per_gb_max": max(row.costs)}
-            fields |= {"kernel": row.kernel, "busy": row.busy, "load": row.load}
-            rounded = {name: round(value, 4) for name, value in fields.items()}
-            print(json.dumps({"relay": relay, "message": message, "runs": args.runs, **rounded}), flush=True)
-        return
-    how = f"{args.runs} runs of {args.seconds:g} s, TCP {CONGESTION.read_text().strip()}"
-    print(f"\none circuit, {message} byte messages, {how}; median (range)")
-    print(f"{'relay':8}{'MB/s':>19}{'CPU s/GB':>24}{'ratio':>7}{'kernel':>8}{'busy':>6}{'load':>6}")
-    for relay, row in rows.items():
-        rates = f"{row.rate:.0f} ({min(row.rates):.0f}-{max(row.rates):.0f})"
-        costs = f"{row.cost:.3f} ({min(row.costs):.3f}-{max(row.costs):.3f})"
-        shares = f"{row.cost / base:>7.2f}{row.kernel:>8.0%}{row.busy:>6.2f}{row.load:>6.2f}"
-        print(f"{relay:8}{rates:>19}{costs:>24}{shares}", flush=True)
+        results.save(args.json)
+    for part, text in Writer(results).written().items():
+        print(f"\n## {part}\n\n{text}")
+    return 0
 
 
 if __name__ == "__main__":

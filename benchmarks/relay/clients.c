@@ -80,11 +80,8 @@ static void put(peer *p, const void *data, int n) {
 
 static void put_record(peer *p, const void *data, int n) {
     uint8_t out[PREFIX + ROOM + TAG];
-    out[0] = (n + TAG) >> 8;
-    out[1] = n + TAG;
     memcpy(out + PREFIX, data, n);
-    seal(&p->seals, out + PREFIX, n);
-    put(p, out, PREFIX + n + TAG);
+    put(p, out, seal(&p->seals, out, n, APPLICATION_DATA));
 }
 
 static void put_frame(peer *p, int type, int flags, uint32_t id, uint32_t length, const void *data, int n) {
@@ -277,8 +274,8 @@ static void secured(peer *p, uint8_t *second, int n) {
     third[0] = size >> 8;
     third[1] = size;
     put(p, third, PREFIX + size);
-    half_init(&p->seals, keys[0], 0, 1);
-    half_init(&p->opens, keys[1], 0, 0);
+    half_init(&p->seals, formats, keys[0], 0, 1);
+    half_init(&p->opens, formats, keys[1], 0, 0);
     free(p->noise);
     p->plain = malloc(2 * ROOM + 65536);
     if (early) {
@@ -309,7 +306,8 @@ static int take(peer *p, uint8_t *data, int n) {
         secured(p, data + PREFIX, size);
         return PREFIX + size;
     }
-    open_record(&p->opens, data + PREFIX, size - TAG);
+    uint8_t type;
+    unseal(&p->opens, data, &type);
     if (p->plain_n + size > 2 * ROOM + 65536) return gone(p, "a frame larger than expected"), 0;
     memcpy(p->plain + p->plain_n, data + PREFIX, size - TAG);
     p->plain_n += size - TAG;

@@ -16,6 +16,10 @@ def compiled(name: str) -> Path:
     newest = max(file.stat().st_mtime for file in (source, *HERE.glob("*.h")))
     if not program.exists() or program.stat().st_mtime < newest:
         BUILT.mkdir(exist_ok=True)
-        compiler = os.environ.get("CC", "cc")
-        subprocess.run([compiler, "-O3", "-Wall", "-o", str(program), str(source), "-lcrypto"], check=True)
+        compiler = os.environ.get("CC", "cc").split()
+        words = [*compiler, "-O3", "-Wall", "-o", str(program), str(source), "-lcrypto"]
+        if subprocess.run(words, check=False).returncode:
+            raise RuntimeError(
+                f"{source.name} does not compile: it needs a C compiler and libcrypto's headers"
+            )
     return program

@@ -284,7 +284,7 @@ def report(table: Sequence[Row], as_json: bool) -> None:
 
 def main() -> int:
     """Run everything, print the table."""
-    from benchmarks.relay.__main__ import command, pinned
+    from benchmarks.relay.relays import command, pinned
 
     parser = argparse.ArgumentParser(
         prog="benchmarks.relay.connections", description=(__doc__ or "").split("\n")[0]

@@ -69,6 +69,8 @@ class YamuxStream(BufferedChannel):
 class Session:
     """A connection to `peer`, made by us."""
 
+    format = "noise"  # of its records, as records.h calls them
+
     def __init__(self, sock: socket.socket, lower: SocketChannel, records: RecordChannel) -> None:
         self.peer = lower.peer
         self._sock = sock
@@ -79,8 +81,8 @@ class Session:
         self._next = 1
 
     @classmethod
-    async def dial(cls, addr: Multiaddr, identity: Identity) -> Self:
-        """Connect and upgrade."""
+    async def dial(cls, addr: Multiaddr, identity: Identity, security: str = "noise") -> Self:
+        """Connect and upgrade, with `security` and nothing else."""
         loop = asyncio.get_running_loop()
         sock = socket.create_connection((str(addr.ip), addr.port or 0))
         sock.setblocking(False)
@@ -131,14 +133,23 @@ class Session:
             await self.step()
             for number in [number for number in self._arrived if number % 2 == 0]:
                 data = self._arrived[number]
-                if data.startswith(wanted):
+                if (
+                    data == begins and number not in self._streams
+                ):  # py-libp2p waits for the answer to its header
+                    await self._inbound(number).write(begins)
+                elif data.startswith(wanted):
                     del data[: len(wanted)]
-                    stream = self._streams[number] = YamuxStream(self, number, ACK)
-                    await stream.write(wanted)
+                    answered = number in self._streams
+                    stream = self._inbound(number)
+                    await stream.write(wanted[len(begins) :] if answered else wanted)
                     return stream
-                if not wanted.startswith(data):
+                elif not wanted.startswith(data):
                     del self._arrived[number]
+                    self._streams.pop(number, None)
                     await self.send(WINDOW, RST, number, 0)
+
+    def _inbound(self, number: int) -> YamuxStream:
+        return self._streams.setdefault(number, YamuxStream(self, number, ACK))
 
     def hand_over(self, stream: YamuxStream) -> End:
         """Everything as it stands, for whoever goes on from here and closes the descriptor."""

@@ -14,8 +14,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-GO, RUST, JS = HERE / "go", HERE / "rust", HERE / "js"
-PEERS = ("go", "rust", "js")
+GO, RUST, JS, PY = HERE / "go", HERE / "rust", HERE / "js", HERE / "py"
+PEERS = ("go", "rust", "js")  # which the tests run with; py is a relay, for the benchmark
 
 # Seconds; generous, because a first build compiles every dependency on whatever cores there are.
 BUILD_TIMEOUT = 1800
@@ -27,10 +27,10 @@ class BuildFailed(Exception):
 
 @cache
 def program(kind: str) -> tuple[str, ...]:
-    """The command of a peer of `kind` (flare, go, rust, js), built first if need be. Raises BuildFailed."""
+    """The command of a peer (flare, go, rust, js or py), built first if need be. Raises BuildFailed."""
     if kind == "flare":
         return (sys.executable, "-m", "flare")
-    builders: dict[str, Callable[[], tuple[str, ...]]] = {"go": _go, "rust": _rust, "js": _js}
+    builders: dict[str, Callable[[], tuple[str, ...]]] = {"go": _go, "rust": _rust, "js": _js, "py": _py}
     with _lock(kind):
         return builders[kind]()
 
@@ -41,6 +41,8 @@ def version(kind: str) -> str:
         found = re.search(r"github.com/libp2p/go-libp2p (v\S+)", (GO / "go.mod").read_text())
     elif kind == "rust":
         found = re.search(r'name = "libp2p"\nversion = "([^"]+)"', (RUST / "Cargo.lock").read_text())
+    elif kind == "py":
+        found = re.search(r"^libp2p==(\S+)", (PY / "requirements.txt").read_text(), re.MULTILINE)
     else:
         locked = json.loads((JS / "package-lock.json").read_text())["packages"]["node_modules/libp2p"]
         return str(locked["version"])
@@ -70,6 +72,16 @@ def _js() -> tuple[str, ...]:
     for node in sorted((JS / "node_modules").glob("node-linux-*/bin/node")):
         return (str(node), str(JS / "peer.js"))
     raise BuildFailed("the js peer: the lock file has no Node for this machine (linux on x64 or arm64)")
+
+
+def _py() -> tuple[str, ...]:
+    lock, python = PY / "requirements.txt", PY / "venv" / "bin" / "python"
+    stamp = PY / "venv" / "installed"
+    if not stamp.exists() or stamp.stat().st_mtime < lock.stat().st_mtime:
+        _run([sys.executable, "-m", "venv", "--clear", str(PY / "venv")], PY, "Python's venv module")
+        _run([str(python), "-m", "pip", "install", "-q", "--no-deps", "-r", str(lock)], PY, "pip")
+        stamp.touch()
+    return (str(python), str(PY / "peer.py"))
 
 
 def _run(command: list[str], where: Path, tool: str) -> None:

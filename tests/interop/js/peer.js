@@ -88,6 +88,13 @@ async function node (options) {
     streamMuxers: [yamux()],
     connectionGater: { denyDialMultiaddr: () => false }, // loopback and private addresses too
     services,
+    ...(unlimited
+      ? {
+          connectionManager: {
+            maxConnections: UNLIMITED, maxIncomingPendingConnections: UNLIMITED, inboundConnectionThreshold: UNLIMITED
+          }
+        }
+      : {}),
     nodeInfo: { userAgent: 'interop-js' }
   })
   await serveEcho(started)
