@@ -3,6 +3,7 @@
 Relays introduce peers, hole punching gets them direct, over libp2p's own protocols.
 """
 
+from .auto_nat import AutoNat
 from .config import Config, HostLimits, MuxLimits, PunchConfig, RelayLimits, StatusLimits, Timeouts
 from .errors import (
     ConnectionClosed,
@@ -31,6 +32,7 @@ from .wire.multiaddr import Multiaddr
 from .wire.peer_id import PeerId
 
 __all__ = [
+    "AutoNat",
     "Config",
     "Connection",
     "ConnectionClosed",

@@ -33,6 +33,7 @@ class Timeouts:
     autonat: float = 30.0  # a dial-back request, either role (v1 waits out its dial even when it failed)
     dial_back: float = 10.0  # the dial of an AutoNAT server
     dial_back_message: float = 5.0  # the nonce, or its answer
+    hairpin: float = 2.0  # a dial to our own outside address
     punch: float = 5.0  # one hole-punch attempt, after its SYNC
     close: float = 5.0  # a graceful close before it becomes a reset
     status: float = 5.0  # each step of a request to the status server: reading it, its answer, sending that

@@ -35,6 +35,21 @@ class AddressesChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class ReachabilityChanged:
+    """Whether strangers can dial this host at any address: "public", "private" or "unknown"."""
+
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class AddressReachability:
+    """Whether strangers can dial `addr`: "public", "private" or "unknown"."""
+
+    addr: Multiaddr
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
 class ConnectionOpened:
     """A connection is secured and multiplexed. `path` is "direct/tcp" or "relayed"."""
 
@@ -143,6 +158,8 @@ class CircuitClosed:
 Event = (
     Listening
     | AddressesChanged
+    | ReachabilityChanged
+    | AddressReachability
     | ConnectionOpened
     | ConnectionLost
     | PeerIdentified

@@ -88,7 +88,7 @@ class Host:
         self._relay_addrs = [_relay_address(addr) for addr in relays]
         self._announce = [Multiaddr(addr) for addr in announce]
         self._punch = punch
-        self._is_public = is_public
+        self.is_public = is_public
         self._events = EventHub()
         self._connections: dict[PeerId, list[Connection]] = {}
         self._tasks = Tasks()
@@ -172,7 +172,7 @@ class Host:
             on_connection=self._adopt,
             on_event=self._events.emit,
             config=self.config,
-            is_public=self._is_public,
+            is_public=self.is_public,
         )
 
     async def _start_listening(self) -> None:
@@ -220,6 +220,27 @@ class Host:
         self._events.close()
 
     # -- what users see
+
+    @property
+    def engine(self) -> LoopEngine:
+        """What drives this host's links. UsageError before `start`."""
+        if not self._started:
+            raise UsageError("this host is not running: use it as `async with Host(...) as host`")
+        return self._engine
+
+    @property
+    def announced(self) -> tuple[Multiaddr, ...]:
+        """The public addresses that it was told to tell others."""
+        return tuple(self._announce)
+
+    @property
+    def listen_addrs(self) -> tuple[Multiaddr, ...]:
+        """Where it listens; none before `start`."""
+        return self._tcp.listen_addrs if self._started else ()
+
+    def trusts(self, peer: PeerId) -> bool:
+        """Whether `peer` is a relay of our own choice, whose word on our addresses is believed at once."""
+        return peer in self._trusted
 
     @property
     def addrs(self) -> tuple[Multiaddr, ...]:

@@ -106,6 +106,10 @@ def test_the_node() -> None:
     scene.machine.candidates([])
     assert scene.machine.node is UNKNOWN
     assert scene.machine.state(ADDR) is UNKNOWN
+    scene.machine.candidates([], hopeless=True)
+    assert scene.machine.node is PRIVATE
+    scene.machine.candidates([ADDR], hopeless=True)
+    assert scene.machine.node is UNKNOWN
 
 
 def test_words_on_what_is_no_candidate_say_nothing() -> None:

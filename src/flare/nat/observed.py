@@ -182,7 +182,7 @@ def _believed(observations: Sequence[Observation]) -> bool:
     if any(observation.trusted for observation in observations):
         return True
     networks = {_network(observation.vantage[0]) for observation in observations}
-    groups = {_group(observation.vantage[0]) for observation in observations}
+    groups = {group(observation.vantage[0]) for observation in observations}
     return len(networks) >= OBSERVERS and len(groups) >= GROUPS
 
 
@@ -196,7 +196,7 @@ def _network(ip: str) -> str:
     return ip if "." in ip and ":" not in ip else str(ipaddress.ip_network(f"{ip}/56", strict=False))
 
 
-def _group(ip: str) -> str:
+def group(ip: str) -> str:
     """One network's worth of observers: an IPv4 /16, an IPv6 /32."""
     bits = 16 if ipaddress.ip_address(ip).version == 4 else 32
     return str(ipaddress.ip_network(f"{ip}/{bits}", strict=False))

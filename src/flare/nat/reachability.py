@@ -1,8 +1,9 @@
 """Where we can be reached: what servers found by dialling us back, weighed into a verdict.
 
 An address is a candidate (somebody saw us there, or we listen there). Each server's latest word on it
-counts while it is younger than `Weighing.lifetime`; a server of our own configuration weighs TRUSTED, another
-1, and all servers of one network (IPv4 /16, IPv6 /32) together weigh as one. `for` and `against` are the sums.
+counts while it is younger than `Weighing.lifetime`; a server of our own configuration weighs TRUSTED,
+another 1, and all servers of one network (IPv4 /16, IPv6 /32) together weigh as one. `for` and `against` are
+the sums.
 
 | now     | for, against                                  | becomes |
 |---------|-----------------------------------------------|---------|
@@ -20,6 +21,7 @@ different networks keep it from flipping what they attest. Refusals, timeouts an
 |--------------------------------------|-------------|
 | one is Public                        | Public      |
 | there are some, and all are Private  | Private     |
+| there are none, and cannot be        | Private     |
 | otherwise                            | Unknown     |
 """
 
@@ -103,6 +105,7 @@ class Reachability:
         self._on_change = on_change
         self._candidates: dict[Multiaddr, _Candidate] = {}
         self._node = Reachable.UNKNOWN
+        self._hopeless = False
 
     @property
     def node(self) -> Reachable:
@@ -122,8 +125,12 @@ class Reachability:
         found = self._candidates.get(addr)
         return found.state if found is not None else Reachable.UNKNOWN
 
-    def candidates(self, addrs: Iterable[Multiaddr]) -> None:
-        """These are all the addresses in question, the best first; what was known of others is forgotten."""
+    def candidates(self, addrs: Iterable[Multiaddr], *, hopeless: bool = False) -> None:
+        """These are all the addresses in question, the best first; what was known of others is forgotten.
+
+        `hopeless`: if there are none, there cannot be any, as behind a NAT with endpoint-dependent mapping.
+        """
+        self._hopeless = hopeless
         wanted = list(dict.fromkeys(addrs))[:MAX_CANDIDATES]
         old = self._candidates
         self._candidates = {addr: old.get(addr) or _Candidate(addr) for addr in wanted}
@@ -202,7 +209,7 @@ class Reachability:
         states = {candidate.state for candidate in self._candidates.values()}
         if Reachable.PUBLIC in states:
             node = Reachable.PUBLIC
-        elif states == {Reachable.PRIVATE}:
+        elif states == {Reachable.PRIVATE} or (not states and self._hopeless):
             node = Reachable.PRIVATE
         else:
             node = Reachable.UNKNOWN

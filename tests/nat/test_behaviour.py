@@ -1,0 +1,100 @@
+"""nat/behaviour.py: every row of its tables."""
+
+from __future__ import annotations
+
+import pytest
+
+from flare.nat.behaviour import (
+    MAX_STEP,
+    STRANGERS,
+    Allocation,
+    Behaviour,
+    Endpoint,
+    Filtering,
+    Mapping,
+    Sight,
+    judge_allocation,
+    judge_filtering,
+    judge_mapping,
+)
+
+OWN = ["192.168.1.2", "9.9.9.9"]
+A1, A2, B1 = ("1.0.0.1", 1), ("1.0.0.1", 2), ("2.0.0.1", 1)
+
+
+def sights(*seen: tuple[Endpoint, int]) -> list[Sight]:
+    return [Sight(vantage, 5000, ("8.8.8.8", port)) for vantage, port in seen]
+
+
+@pytest.mark.parametrize(
+    ("seen", "mapping"),
+    [
+        ([], Mapping.UNKNOWN),
+        ([(A1, 1)], Mapping.UNKNOWN),
+        ([(A1, 1), (A2, 1)], Mapping.UNKNOWN),
+        ([(A1, 1), (B1, 1)], Mapping.ENDPOINT_INDEPENDENT),
+        ([(A1, 1), (A2, 1), (B1, 1)], Mapping.ENDPOINT_INDEPENDENT),
+        ([(A1, 1), (B1, 2)], Mapping.ENDPOINT_DEPENDENT),
+        ([(A1, 1), (A2, 1), (B1, 2)], Mapping.ADDRESS_DEPENDENT),
+        ([(A1, 1), (A2, 2)], Mapping.ADDRESS_AND_PORT_DEPENDENT),
+        ([(A1, 1), (A2, 2), (B1, 3)], Mapping.ADDRESS_AND_PORT_DEPENDENT),
+    ],
+)
+def test_mapping(seen: list[tuple[Endpoint, int]], mapping: Mapping) -> None:
+    assert judge_mapping(sights(*seen), OWN) is mapping
+    dependent = {
+        Mapping.ADDRESS_DEPENDENT,
+        Mapping.ADDRESS_AND_PORT_DEPENDENT,
+        Mapping.ENDPOINT_DEPENDENT,
+    }
+    assert mapping.depends == (mapping in dependent)
+
+
+def test_no_nat() -> None:
+    assert judge_mapping([Sight(A1, 5000, ("9.9.9.9", 5000))], OWN) is Mapping.NONE
+    assert judge_mapping([Sight(A1, 5000, ("9.9.9.9", 5001))], OWN) is Mapping.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("other_port", "other_address", "filtering"),
+    [
+        (True, True, Filtering.ENDPOINT_INDEPENDENT),
+        (None, True, Filtering.ENDPOINT_INDEPENDENT),
+        (True, False, Filtering.ADDRESS_DEPENDENT),
+        (False, False, Filtering.ADDRESS_AND_PORT_DEPENDENT),
+        (False, None, Filtering.ADDRESS_AND_PORT_DEPENDENT),
+        (True, None, Filtering.UNKNOWN),
+        (None, False, Filtering.UNKNOWN),
+        (None, None, Filtering.UNKNOWN),
+    ],
+)
+def test_filtering(other_port: bool | None, other_address: bool | None, filtering: Filtering) -> None:
+    assert judge_filtering(other_port, other_address) is filtering
+
+
+def allocated(*pairs: tuple[int, int]) -> tuple[Allocation, int]:
+    return judge_allocation([Sight(A1, local, ("8.8.8.8", outside)) for local, outside in pairs])
+
+
+def test_allocation() -> None:
+    assert allocated() == (Allocation.UNKNOWN, 0)
+    assert allocated((5, 5), (6, 6)) == (Allocation.PRESERVING, 0)
+    assert allocated((5, 9), (6, 10)) == (Allocation.UNKNOWN, 0)
+    assert allocated((5, 9), (6, 10), (7, 11)) == (Allocation.SEQUENTIAL, 1)
+    assert allocated((5, 9), (6, 11), (7, 13)) == (Allocation.SEQUENTIAL, 2)
+    assert allocated((5, 65535), (6, 0), (7, 1)) == (Allocation.SEQUENTIAL, 1), "past the last port"
+    assert allocated((5, 9), (6, 10), (7, 11 + STRANGERS)) == (Allocation.RANDOM, 0)
+    assert allocated((5, 9), (6, 10), (7, 10 + STRANGERS)) == (Allocation.SEQUENTIAL, 1)
+    assert allocated((5, 9), (6, 9 + MAX_STEP), (7, 9 + 2 * MAX_STEP)) == (Allocation.SEQUENTIAL, MAX_STEP)
+    assert allocated((5, 9), (6, 10 + MAX_STEP), (7, 11 + 2 * MAX_STEP)) == (Allocation.RANDOM, 0)
+    assert allocated((5, 40000), (6, 31000), (7, 52000)) == (Allocation.RANDOM, 0)
+
+
+def test_whose_dial_back_proves_something() -> None:
+    ei = Filtering.ENDPOINT_INDEPENDENT
+    assert Behaviour(mapping=Mapping.NONE).says_public
+    assert Behaviour(mapping=Mapping.ENDPOINT_INDEPENDENT, filtering=ei).says_public
+    assert not Behaviour(mapping=Mapping.ENDPOINT_DEPENDENT, filtering=ei).says_public
+    assert not Behaviour(
+        mapping=Mapping.ENDPOINT_INDEPENDENT, filtering=Filtering.ADDRESS_DEPENDENT
+    ).says_public

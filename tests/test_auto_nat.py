@@ -1,0 +1,92 @@
+"""AutoNat on real hosts on loopback, which here counts as the public internet."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import flare
+from flare.events import AddressReachability, ReachabilityChanged
+from flare.nat.behaviour import Mapping
+from flare.nat.reachability import Reachable
+from flare.protocols.autonat import DIAL_PROTOCOL, V1_PROTOCOL, v1_client
+from flare.wire.multiaddr import Multiaddr
+from tests.support.aio import aio
+from tests.support.loopback import Seen, host
+
+
+def public(addr: Multiaddr) -> bool:
+    return True
+
+
+def node(number: int, **how: Any) -> flare.Host:
+    """A host at an address of its own."""
+    return host(listen=[f"/ip4/127.0.0.{number}/tcp/0"], is_public=public, **how)
+
+
+@aio
+async def test_a_public_host_learns_that_it_is() -> None:
+    async with node(2) as server, flare.AutoNat(server), node(3, relays=[server.full_addrs[0]]) as client:
+        seen = Seen(client)
+        async with flare.AutoNat(client) as nat:
+            changed = await seen.first(ReachabilityChanged)
+            assert changed.state == "public"
+            assert nat.reachability.node is Reachable.PUBLIC
+            assert nat.behaviour.mapping is Mapping.NONE
+            assert [v.addr for v in nat.verdicts] == list(client.listen_addrs)
+            (word,) = nat.verdicts[0].words
+            assert word.server == server.peer_id
+            assert word.trusted
+            assert seen.of(AddressReachability)[0].addr == client.listen_addrs[0]
+
+
+@aio
+async def test_an_address_that_leads_nowhere_is_private() -> None:
+    nowhere = "/ip4/127.0.0.9/tcp/9"
+    async with (
+        node(2) as server,
+        flare.AutoNat(server),
+        node(3, relays=[server.full_addrs[0]], announce=[nowhere]) as client,
+    ):
+        seen = Seen(client)
+        async with flare.AutoNat(client, serve=False) as nat:
+            verdict = await seen.first(AddressReachability, lambda event: event.addr == Multiaddr(nowhere))
+            assert verdict.state == "private"
+            await seen.first(ReachabilityChanged)
+            assert nat.reachability.node is Reachable.PUBLIC, "the other address is"
+
+
+@aio
+async def test_two_strangers_are_needed() -> None:
+    async with (
+        node(2) as one,
+        flare.AutoNat(one),
+        host(listen=["/ip4/127.9.0.2/tcp/0"], is_public=public) as two,
+        node(3) as client,
+    ):
+        seen = Seen(client)
+        async with flare.AutoNat(client) as nat:
+            await client.connect(one.full_addrs[0])
+            await asyncio.sleep(1)
+            assert nat.reachability.node is Reachable.UNKNOWN
+            async with flare.AutoNat(two):
+                await client.connect(two.full_addrs[0])
+                assert (await seen.first(ReachabilityChanged)).state == "public"
+
+
+@aio
+async def test_it_serves_version_1_too() -> None:
+    async with node(2) as server, flare.AutoNat(server), node(3) as client:
+        connection = await client.connect(server.full_addrs[0])
+        verdict = await v1_client.ask(connection, client.addrs)
+        assert verdict.reachable is True
+
+
+@aio
+async def test_it_takes_its_protocols_away_again() -> None:
+    async with node(2) as server:
+        async with flare.AutoNat(server):
+            assert {DIAL_PROTOCOL, V1_PROTOCOL} <= set(server.handlers.protocols)
+        assert not {DIAL_PROTOCOL, V1_PROTOCOL} & set(server.handlers.protocols)
+        async with flare.AutoNat(server, serve=False):
+            assert not {DIAL_PROTOCOL, V1_PROTOCOL} & set(server.handlers.protocols)
