@@ -90,7 +90,7 @@ class TestTalkers:
         }
         made.ended(ALICE, BOB, 1000, 0)
         count = made.count(running)
-        use = {peer: (use.sent, use.received, use.circuits) for peer, use in count.peers.items()}
+        use = {use.peer: (use.sent, use.received, use.circuits) for use in count.peers}
         assert use == {ALICE: (1100, 15, 2), BOB: (10, 1100, 1), CAROL: (5, 0, 1)}
         assert count.open_bytes == 115
 
@@ -103,7 +103,7 @@ class TestTalkers:
         clock.now += 2
         made.ended(ALICE, BOB, 300, 0)
         by_peer, by_circuit = rates(made.count({}), first)
-        assert by_peer == {ALICE: 100.0, BOB: 100.0}
+        assert {use.peer: rate for use, rate in by_peer.items()} == {ALICE: 100.0, BOB: 100.0}
         assert by_circuit == {}
 
     def test_a_base_is_neither_too_young_nor_too_old(self) -> None:
@@ -127,11 +127,14 @@ class TestTalkers:
     def test_memory_is_bounded_and_keeps_those_that_moved_most(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(talkers, "KEPT", 4)
         made = Talkers(Clock())
-        strangers = [Identity.generate().peer_id for _ in range(20)]
-        for index, stranger in enumerate(strangers):
-            made.ended(ALICE, stranger, 1000 + index, 0)
-        assert len(made._closed) <= 8
-        assert made.count({}).peers[ALICE].sent == sum(1000 + index for index in range(20))
+        running: dict[Circuit, Any] = {Circuit(BOB, CAROL, 0.0): Carrying(1, 1)}
+        made.count(running)
+        for size in range(1000, 1020):
+            made.ended(ALICE, Identity.generate().peer_id, size, 0)
+            assert len(made) <= 2 * (4 + 1)
+        uses = {use.peer: use for use in made.count(running).peers}
+        assert uses[ALICE].sent == sum(range(1000, 1020))
+        assert (uses[BOB].circuits, uses[CAROL].circuits) == (1, 1), "open circuits are never forgotten"
 
 
 class TestWords:

@@ -20,26 +20,29 @@ KEPT: Final = 1024  # peers whose closed circuits are remembered: defends memory
 MIN_SPAN: Final = 1.0  # seconds that a rate is taken over at least
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Use:
-    """One peer: bytes it sent and received, and its open circuits."""
+    """One peer: bytes it sent and received over its circuits, and its open ones, as of the last count."""
 
+    peer: PeerId
+    closed_sent: int = 0
+    closed_received: int = 0
     sent: int = 0
     received: int = 0
     circuits: int = 0
 
     @property
-    def bytes(self) -> int:
-        """Both directions."""
-        return self.sent + self.received
+    def closed(self) -> int:
+        """Bytes of circuits that are over, both directions."""
+        return self.closed_sent + self.closed_received
 
 
 @dataclass(slots=True)
 class Count:
-    """Everybody's use at one moment, `at` monotonic seconds."""
+    """Everybody's bytes, both directions, at one moment, `at` monotonic seconds."""
 
     at: float
-    peers: dict[PeerId, Use] = field(default_factory=dict)
+    peers: dict[Use, int] = field(default_factory=dict)
     circuits: dict[Circuit, int] = field(default_factory=dict)
     open_bytes: int = 0  # of all open circuits together
 
@@ -52,9 +55,13 @@ class Talkers:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._closed: dict[PeerId, tuple[int, int]] = {}  # sent, received
+        self._uses: dict[PeerId, Use] = {}
+        self._ends: dict[Circuit, tuple[Use, Use]] = {}  # as of the last count: spares hashing peer ids
         self._earlier: Count | None = None
         self._base: Count | None = None  # what rates are taken against
+
+    def __len__(self) -> int:
+        return len(self._uses)
 
     def ended(self, source: PeerId, target: PeerId, source_bytes: int, target_bytes: int) -> None:
         """A circuit is over, and carried so much."""
@@ -62,29 +69,46 @@ class Talkers:
             (source, source_bytes, target_bytes),
             (target, target_bytes, source_bytes),
         ):
-            before = self._closed.get(peer, (0, 0))
-            self._closed[peer] = (before[0] + sent, before[1] + received)
-        if len(self._closed) > 2 * KEPT:
-            most = heapq.nlargest(KEPT, self._closed.items(), key=lambda item: sum(item[1]))
-            self._closed = dict(most)
+            use = self._use(peer)
+            use.closed_sent += sent
+            use.closed_received += received
+        if len(self._uses) > 2 * (KEPT + len(self._ends)):
+            self._forget()
+
+    def _use(self, peer: PeerId) -> Use:
+        use = self._uses.get(peer)
+        if use is None:
+            use = self._uses[peer] = Use(peer)
+        return use
+
+    def _forget(self) -> None:
+        open_ones = {use for ends in self._ends.values() for use in ends}
+        others = (use for use in self._uses.values() if use not in open_ones)
+        most = heapq.nlargest(KEPT, others, key=lambda use: use.closed)
+        self._uses = {use.peer: use for use in (*open_ones, *most)}
 
     def count(self, running: Mapping[Circuit, Splice]) -> Count:
-        """One pass over the open circuits."""
+        """One pass over the open circuits; what `Use` says is of now."""
+        for use in self._uses.values():
+            use.sent, use.received, use.circuits = use.closed_sent, use.closed_received, 0
         count = Count(self._clock())
-        peers = count.peers
-        for peer, (sent, received) in self._closed.items():
-            peers[peer] = Use(sent, received)
+        known, self._ends = self._ends, {}
         for circuit, splice in running.items():
+            ends = known.get(circuit)
+            if ends is None:
+                ends = self._use(circuit.source), self._use(circuit.target)
+            self._ends[circuit] = ends
+            source, target = ends
             forth, back = splice.bytes_a_to_b, splice.bytes_b_to_a
-            for peer, sent, received in ((circuit.source, forth, back), (circuit.target, back, forth)):
-                use = peers.get(peer)
-                if use is None:
-                    use = peers[peer] = Use()
-                use.sent += sent
-                use.received += received
-                use.circuits += 1
+            source.sent += forth
+            source.received += back
+            source.circuits += 1
+            target.sent += back
+            target.received += forth
+            target.circuits += 1
             count.circuits[circuit] = forth + back
             count.open_bytes += forth + back
+        count.peers = {use: use.sent + use.received for use in self._uses.values()}
         return count
 
     def base(self, stale: float) -> Count | None:
@@ -101,16 +125,11 @@ class Talkers:
             self._earlier, self._base = self._base, count
 
 
-def rates(now: Count, before: Count) -> tuple[dict[PeerId, float], dict[Circuit, float]]:
+def rates(now: Count, before: Count) -> tuple[dict[Use, float], dict[Circuit, float]]:
     """Bytes per second of each peer and of each open circuit between the two."""
     seconds = max(now.at - before.at, 1e-9)
-    peers = {}
-    for peer, use in now.peers.items():
-        earlier = before.peers.get(peer)
-        peers[peer] = max(0, use.bytes - (earlier.bytes if earlier is not None else 0)) / seconds
-    earlier_circuits = before.circuits
-    circuits = {
-        circuit: (carried - earlier_circuits.get(circuit, 0)) / seconds
-        for circuit, carried in now.circuits.items()
-    }
-    return peers, circuits
+    peers, circuits = before.peers, before.circuits
+    return (
+        {use: max(0, total - peers.get(use, 0)) / seconds for use, total in now.peers.items()},
+        {circuit: (total - circuits.get(circuit, 0)) / seconds for circuit, total in now.circuits.items()},
+    )

@@ -148,9 +148,11 @@ class Watcher:
         by_peer, by_circuit = rates(now, before)
         rows = self._limits.rows
         unix = time.time()
-        most = heapq.nlargest(
-            rows, now.peers.items(), key=lambda item: (by_peer[item[0]], item[1].circuits > 0, item[1].bytes)
+        # among those who move nothing now: who has circuits, then who moved most; `at` keeps Uses uncompared
+        ranked = (
+            (by_peer[use], use.circuits > 0, now.peers[use], at, use) for at, use in enumerate(now.peers)
         )
+        most = [use for *_, use in heapq.nlargest(rows, ranked)]
         oldest = heapq.nsmallest(rows, now.circuits, key=lambda circuit: circuit.opened_at)
         counters, limits = relay.counters, relay.limits
         relayed = counters.bytes_relayed + now.open_bytes
@@ -169,14 +171,14 @@ class Watcher:
             refusals=refusals(relay),
             talkers=tuple(
                 Talker(
-                    str(peer),
-                    printable(self.host.peers.get(peer).agent),
+                    str(use.peer),
+                    printable(self.host.peers.get(use.peer).agent),
                     use.circuits,
                     use.sent,
                     use.received,
-                    by_peer[peer],
+                    by_peer[use],
                 )
-                for peer, use in most
+                for use in most
             ),
             longest=tuple(
                 OpenCircuit(
