@@ -56,8 +56,10 @@ class TestSignedRecords:
     def test_a_record_goes_before_what_nobody_signed(self) -> None:
         book, me = PeerBook(), Identity.generate()
         book.update(me.peer_id, addrs=[OTHER], record=self.record(me, 5, ADDR))
+        assert book.get(me.peer_id).told == 1
         assert book.get(me.peer_id).addrs == (ADDR,)
         assert book.get(me.peer_id).seq == 5
+        assert book.get(me.peer_id).told == 1
 
     def test_an_older_one_changes_nothing_opened_or_not(self) -> None:
         book, me = PeerBook(), Identity.generate()

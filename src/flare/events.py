@@ -72,12 +72,13 @@ class ConnectionLost:
 
 @dataclass(frozen=True, slots=True)
 class PeerIdentified:
-    """Identify told what the peer runs and speaks."""
+    """Identify told what the peer runs and speaks; `pushed` when we had not asked."""
 
     peer: PeerId
     agent: str
     protocols: tuple[str, ...]
     observed: Multiaddr | None
+    pushed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,23 +109,36 @@ class PunchStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class PlainDialFailed:
+    """A peer that we met through a relay says it is public, and cannot be dialled; `reason` is a sentence."""
+
+    peer: PeerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class PunchSucceeded:
-    """There is a direct connection, after so many attempts (0: a plain dial did) and seconds."""
+    """There is a direct connection, after so many attempts (0: a plain dial did) and seconds.
+
+    `tried` are the peer's addresses that the attempts aimed at.
+    """
 
     peer: PeerId
     path: str
     attempts: int
     seconds: float
+    tried: tuple[Multiaddr, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class PunchGaveUp:
-    """There will be no direct connection for now; `reason` is a sentence."""
+    """There will be no direct connection for now; `reason` is a sentence, `tried` as in PunchSucceeded."""
 
     peer: PeerId
     reason: str
     attempts: int
     seconds: float
+    tried: tuple[Multiaddr, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +180,7 @@ Event = (
     | ReservationAccepted
     | ReservationLost
     | PunchStarted
+    | PlainDialFailed
     | PunchSucceeded
     | PunchGaveUp
     | ReservationMade

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, overload
 
@@ -27,6 +27,7 @@ from .protocols import identify, ping
 from .protocols.exchange import last_words
 from .protocols.relay import stop
 from .transport import circuit
+from .transport.admission import Admission
 from .transport.ask import Question
 from .transport.connection import Connection, StreamHandler, StreamHandlers
 from .transport.loop_engine import LoopEngine
@@ -263,6 +264,11 @@ class Host:
         return self._engine.engines if self._started else ()
 
     @property
+    def admissions(self) -> Mapping[str, Admission]:
+        """Who watches over newcomers on each transport: for their counters."""
+        return {"tcp": self._tcp.admission, "quic-v1": self._quic.admission} if self._started else {}
+
+    @property
     def observed_addrs(self) -> tuple[Multiaddr, ...]:
         """Our addresses as others see them, where that can be believed: what a hole punch offers the peer."""
         if not self._started:
@@ -435,7 +441,7 @@ class Host:
         if self._puncher is not None and not connection.closed:
             self._puncher.connected(connection)
 
-    def _learn(self, connection: Connection, message: Identify) -> None:
+    def _learn(self, connection: Connection, message: Identify, *, pushed: bool = False) -> None:
         peer = connection.remote_peer
         learned = identify.learn(message, connection)
         known = self.peers.update(
@@ -447,7 +453,7 @@ class Host:
         )
         self._observed.record(connection, learned.observed)
         protocols = known.protocols if learned.protocols else ()
-        self._events.emit(PeerIdentified(peer, learned.agent or "", protocols, learned.observed))
+        self._events.emit(PeerIdentified(peer, learned.agent or "", protocols, learned.observed, pushed))
 
     # -- what we tell
 
@@ -466,7 +472,7 @@ class Host:
 
     async def _serve_identify_push(self, stream: Stream) -> None:
         message = await identify.receive(stream, timeout=self.config.timeouts.identify)
-        self._learn(stream.connection, message)
+        self._learn(stream.connection, message, pushed=True)
 
     async def _serve_stop(self, stream: Stream) -> None:
         """A relay brings somebody (circuit-v2.md, "Stop protocol"). Only relays that we reserved on may."""

@@ -42,6 +42,11 @@ class PeerInfo:
         return tuple(map(Multiaddr, self._addrs))
 
     @property
+    def told(self) -> int:
+        """How many addresses it told; nothing is verified for that."""
+        return len(self._addrs if self._record is None else self._unsigned)
+
+    @property
     def seq(self) -> int:
         """Of the signed record that `addrs` came from; -1: nobody signed them."""
         self._open()

@@ -11,7 +11,7 @@ import pytest
 
 from flare.config import Config, PunchConfig
 from flare.errors import DialFailed, FlareError, PunchFailed, StreamReset
-from flare.events import PunchGaveUp, PunchStarted, PunchSucceeded
+from flare.events import PlainDialFailed, PunchGaveUp, PunchStarted, PunchSucceeded
 from flare.lab import virtual
 from flare.nat.observed import Mapping
 from flare.nat.punch import SPENT, HolePuncher
@@ -133,10 +133,10 @@ class TestSuccess:
             assert world.a.punches[0]["deadline"] == pytest.approx(world.b.punches[0]["deadline"], abs=1e6)
             assert world.a.events[0] == PunchStarted(BOB.peer_id, "responder")
             assert world.b.events[0] == PunchStarted(ALICE.peer_id, "initiator")
-            for side in (world.a, world.b):
+            for side, aim in ((world.a, BOB_ADDR), (world.b, ALICE_ADDR)):
                 done = side.events[-1]
                 assert isinstance(done, PunchSucceeded)
-                assert (done.attempts, done.path) == (1, "direct/tcp")
+                assert (done.attempts, done.path, done.tried) == (1, "direct/tcp", (aim,))
                 assert 0 < done.seconds < 1
                 assert len(side.adopted) == 1, "the host takes it in"
 
@@ -211,6 +211,9 @@ class TestConnectionReversal:
             world.start()
             _, b = await both(world)
             assert "a plain dial failed" in b.reason
+            (failed,) = [event for event in world.b.events if isinstance(event, PlainDialFailed)]
+            assert failed.peer == ALICE.peer_id
+            assert "a plain dial failed" in failed.reason
             assert "no answer 1" in b.reason
 
     @simulated

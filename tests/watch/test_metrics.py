@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import flare
 from flare.errors import DialFailed
-from flare.events import PunchGaveUp, PunchStarted, PunchSucceeded
+from flare.events import PlainDialFailed, PunchGaveUp, PunchStarted, PunchSucceeded
 from tests.support.aio import aio, eventually
 from tests.support.loopback import host, relay
 from tests.watch.client import get
@@ -43,12 +43,17 @@ SWARM = {
 }
 IDENTIFY = {
     "libp2p_identify_identify_total": ("counter", {"dir"}),
+    "libp2p_identify_identify_push_total": ("counter", {"dir"}),
     "libp2p_identify_conn_push_support_total": ("counter", {"support"}),
     "libp2p_identify_protocols_count": ("gauge", set()),
     "libp2p_identify_addrs_count": ("gauge", set()),
     "libp2p_identify_protocols_received_bucket": ("histogram", {"le"}),
     "libp2p_identify_addrs_received_bucket": ("histogram", {"le"}),
 }
+
+
+TCP4 = flare.Multiaddr("/ip4/192.0.2.1/tcp/4001")
+TCP6 = flare.Multiaddr("/ip6/2001:db8::1/tcp/4001")
 
 
 class Scrape:
@@ -158,12 +163,17 @@ async def test_what_was_open_before_counts_as_opened() -> None:
 
 @aio
 async def test_hole_punches() -> None:
-    async with host() as plain, flare.StatusServer(plain, ANYWHERE) as status:
-        peer, other, third = (flare.Identity.generate().peer_id for _ in range(3))
+    async with host() as plain, host() as met, flare.StatusServer(plain, ANYWHERE) as status:
+        peer = met.peer_id
+        await plain.connect(*met.full_addrs)
+        other, third, fourth = (flare.Identity.generate().peer_id for _ in range(3))
         plain.emit(PunchStarted(peer, "initiator"))
-        plain.emit(PunchSucceeded(peer, "direct/tcp", 2, 0.5))
+        plain.emit(PunchSucceeded(peer, "direct/tcp", 2, 0.5, (TCP4, TCP6)))
         plain.emit(PunchStarted(other, "responder"))
-        plain.emit(PunchGaveUp(other, "no luck", 7, 0.5))
+        plain.emit(PunchGaveUp(other, "no luck", 7, 0.5, (TCP4, TCP4)))
+        plain.emit(PunchStarted(fourth, "responder"))
+        plain.emit(PunchGaveUp(fourth, "nothing to try", 1, 0.5))
+        plain.emit(PlainDialFailed(third, "nobody answers"))
         plain.emit(PunchSucceeded(third, "direct/tcp", 0, 0.1))
         found = await scrape(status)
         name = "libp2p_holepunch_outcomes_total"
@@ -171,4 +181,13 @@ async def test_hole_punches() -> None:
         assert found.value(name, side="receiver", num_attempts="> 5", outcome="failed") == 1
         assert found.value(name, side="initiator", num_attempts="1", outcome="success") == 0, "from the start"
         assert found.value("libp2p_holepunch_direct_dials_total", outcome="success") == 1
-        assert sum(found.series[name].values()) == 2
+        assert found.value("libp2p_holepunch_direct_dials_total", outcome="failed") == 1
+        assert found.value(name, side="receiver", num_attempts="1", outcome="no_suitable_address") == 1
+        assert sum(found.series[name].values()) == 3
+        name = "libp2p_holepunch_address_outcomes_total"
+        began = {"side": "initiator", "num_attempts": "2", "transport": "tcp"}
+        assert found.value(name, ipv="ip4", outcome="success", **began) == 1
+        assert found.value(name, ipv="ip6", outcome="cancelled", **began) == 1
+        answered = {"side": "receiver", "num_attempts": "> 5", "transport": "tcp"}
+        assert found.value(name, ipv="ip4", outcome="failed", **answered) == 1, "kinds, not addresses"
+        assert sum(found.series[name].values()) == 3

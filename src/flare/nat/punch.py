@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flare.config import Config
 from flare.errors import FlareError, PunchFailed
-from flare.events import PunchGaveUp, PunchStarted, PunchSucceeded
+from flare.events import PlainDialFailed, PunchGaveUp, PunchStarted, PunchSucceeded
 from flare.nat.observed import Mapping
 from flare.nat.simultaneous import PunchTransport, TcpPunch
 from flare.protocols import dcutr
@@ -37,7 +37,7 @@ log = logging.getLogger("flare.nat.punch")
 
 SPENT: Final = 4  # times PunchConfig.attempts: what a peer may have us try on one relayed connection
 OWN_AGENT: Final = "flare/"
-PunchEvent = PunchStarted | PunchSucceeded | PunchGaveUp
+PunchEvent = PunchStarted | PlainDialFailed | PunchSucceeded | PunchGaveUp
 
 
 class Handlers(Protocol):
@@ -59,6 +59,7 @@ class _Upgrade:
         self.outcome.add_done_callback(_retrieved)
         self.attempts = 0
         self.errors: list[str] = []
+        self.tried: dict[Multiaddr, None] = {}  # the peer's addresses that attempts aimed at, in their order
         self.doubt = ""  # what the peer's addresses say of its NAT's mapping
         self.task: asyncio.Task[None] | None = None  # B's whole work
         self.punching: asyncio.Task[Connection] | None = None  # A's current attempt
@@ -280,9 +281,11 @@ class HolePuncher:
             async with asyncio.timeout(self._config.punch.reversal):
                 return await dial_any(public, lambda addr: dial(addr, upgrade.peer), target=upgrade.peer)
         except TimeoutError:
-            upgrade.errors.append(f"a plain dial had no answer within {self._config.punch.reversal:g} s")
+            reason = f"a plain dial had no answer within {self._config.punch.reversal:g} s"
         except FlareError as error:
-            upgrade.errors.append(f"a plain dial failed: {error}")
+            reason = f"a plain dial failed: {error}"
+        upgrade.errors.append(reason)
+        self._on_event(PlainDialFailed(upgrade.peer, reason))
         return None
 
     async def _attempt(
@@ -290,6 +293,7 @@ class HolePuncher:
     ) -> Connection:
         """One punch; a direct connection that came up otherwise is as good. Raises only PunchFailed."""
         upgrade.attempts += 1
+        upgrade.tried.update(dict.fromkeys(addrs))
         try:
             connection = await self._raw_punch(upgrade.peer, addrs, deadline_ns, role=role, rtt_ns=rtt_ns)
         except FlareError as error:
@@ -433,7 +437,9 @@ class HolePuncher:
         if upgrade.waiting is not None:
             upgrade.waiting.cancel()
         seconds = (self._clock_ns() - upgrade.started_ns) / 1e9
-        self._on_event(PunchSucceeded(upgrade.peer, direct.path, upgrade.attempts, seconds))
+        self._on_event(
+            PunchSucceeded(upgrade.peer, direct.path, upgrade.attempts, seconds, tuple(upgrade.tried))
+        )
         self._forget(upgrade)
         if not self._closed:
             task = asyncio.get_running_loop().create_task(
@@ -461,7 +467,7 @@ class HolePuncher:
             upgrade.waiting.cancel()
         upgrade.outcome.set_exception(PunchFailed(reason, attempts=upgrade.attempts))
         seconds = (self._clock_ns() - upgrade.started_ns) / 1e9
-        self._on_event(PunchGaveUp(upgrade.peer, reason, upgrade.attempts, seconds))
+        self._on_event(PunchGaveUp(upgrade.peer, reason, upgrade.attempts, seconds, tuple(upgrade.tried)))
         self._forget(upgrade)
         if upgrade.lost and not self._closed and upgrade.next is not None and not upgrade.next.closed:
             self.connected(upgrade.next)  # the peer came back meanwhile

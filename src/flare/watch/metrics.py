@@ -28,6 +28,7 @@ from flare.watch.watcher import Watcher, refusals
 from flare.wire.messages import Status
 
 CONNECTION: Final = ("dir", "transport", "security", "muxer", "early_muxer", "ip_version")
+TRANSPORT: Final = ("transport",)
 PUNCH: Final = ("side", "num_attempts", "outcome")
 PUNCH_ADDR: Final = ("side", "num_attempts", "ipv", "transport", "outcome")
 # What go-libp2p has at 0 from the start, so that an increase from nothing shows.
@@ -202,6 +203,9 @@ def _identify(watcher: Watcher) -> Iterator[Metric]:
     tally, host = watcher.tally, watcher.host
     name = "libp2p_identify"
     yield _counter(f"{name}_identify", "Peers identified", ("dir",), {("outbound",): tally.identified})
+    yield _counter(
+        f"{name}_identify_push", "Identify pushes of peers", ("dir",), {("inbound",): tally.pushes}
+    )
     support = {("supported",): 0, ("not supported",): 0}
     support |= {(kind,): count for kind, count in tally.push_support.items()}
     yield _counter(f"{name}_conn_push_support", "Who takes identify pushes", ("support",), support)
@@ -245,6 +249,15 @@ def _host(watcher: Watcher) -> Iterator[Metric]:
         for index, count in enumerate(sizes):
             family.add_metric((str(index),), count)
         yield family
+    newcomers = watcher.host.admissions
+    refused = {(kind,): admission.refused for kind, admission in newcomers.items()}
+    yield _counter("flare_newcomers_refused", "Inbound connections refused by HostLimits", TRANSPORT, refused)
+    evicted = {(kind,): admission.evicted for kind, admission in newcomers.items()}
+    yield _counter("flare_handshakes_evicted", "Handshakes that had to make room", TRANSPORT, evicted)
+    handshakes = GaugeMetricFamily("flare_handshakes", "Inbound handshakes that run", labels=TRANSPORT)
+    for kind, admission in newcomers.items():
+        handshakes.add_metric((kind,), admission.handshakes)
+    yield handshakes
     yield _gauge("flare_known_peers", "Peers in the peer book", len(watcher.host.peers))
     yield _gauge(
         "flare_loop_lag_seconds",

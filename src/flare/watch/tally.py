@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from flare.events import (
@@ -16,6 +16,7 @@ from flare.events import (
     ConnectionOpened,
     Event,
     PeerIdentified,
+    PlainDialFailed,
     PunchGaveUp,
     PunchStarted,
     PunchSucceeded,
@@ -78,7 +79,8 @@ class Tally:
         self.key_types: Counter[tuple[str, str]] = Counter()  # by dir and type
         self.durations: dict[tuple[str, ...], Histogram] = {}
         self.circuit_seconds = Histogram(CIRCUIT_SECONDS)
-        self.identified = 0
+        self.identified = 0  # by our asking
+        self.pushes = 0  # of peers
         self.push_support: Counter[str] = Counter()
         self.protocols_received = Histogram(IDENTIFY_COUNTS)
         self.addrs_received = Histogram(IDENTIFY_COUNTS)
@@ -119,10 +121,14 @@ class Tally:
                 self._identified(event)
             case PunchStarted():
                 self._punching[event.peer] = SIDES[event.role]
+            case PlainDialFailed():
+                self.direct_dials["failed"] += 1
             case PunchSucceeded():
-                self._punch_ended(event, "success")
+                self._punch_succeeded(event)
             case PunchGaveUp():
-                self._punch_ended(event, "failed")
+                side = self._punching.pop(event.peer, None)
+                if side is not None and event.attempts:
+                    self._punch_ended(side, event.attempts, kinds_of(event.tried), None)
 
     def _opened(self, connection: Connection) -> None:
         labels = connection_labels(connection)
@@ -136,18 +142,35 @@ class Tally:
         lasted.observe(max(0.0, time.time() - connection.opened_at))
 
     def _identified(self, event: PeerIdentified) -> None:
-        self.identified += 1
+        if event.pushed:
+            self.pushes += 1
+        else:
+            self.identified += 1
         if event.protocols:  # a push may say nothing of them
             self.push_support["supported" if PUSH_PROTOCOL in event.protocols else "not supported"] += 1
         self.protocols_received.observe(len(event.protocols))
-        self.addrs_received.observe(len(self._host.peers.get(event.peer).addrs))
+        self.addrs_received.observe(self._host.peers.get(event.peer).told)
 
-    def _punch_ended(self, event: PunchSucceeded | PunchGaveUp, outcome: str) -> None:
+    def _punch_succeeded(self, event: PunchSucceeded) -> None:
         side = self._punching.pop(event.peer, None)
         if not event.attempts:
-            self.direct_dials[outcome] += 1
+            self.direct_dials["success"] += 1
         elif side is not None:
-            self.punches[side, attempts_label(event.attempts), outcome] += 1
+            direct = [c.remote_addr for c in self._host.connections_to(event.peer) if not c.is_relayed]
+            made = kind_of(direct[0]) if direct else None
+            tried = kinds_of(event.tried)
+            self._punch_ended(side, event.attempts, tried | ({made} if made else set()), made or ("", ""))
+
+    def _punch_ended(
+        self, side: str, attempts: int, tried: set[tuple[str, str]], made: tuple[str, str] | None
+    ) -> None:
+        """`made` is the kind of address that led to a connection; None: none did."""
+        number = attempts_label(attempts)
+        outcome = "success" if made else "failed" if tried else "no_suitable_address"
+        self.punches[side, number, outcome] += 1
+        for kind in tried:
+            of_kind = "failed" if made is None else "success" if kind == made else "cancelled"
+            self.punched_addrs[(side, number, *kind, of_kind)] += 1
 
 
 def connection_labels(connection: Connection) -> tuple[str, str, str, str, str, str]:
@@ -167,6 +190,16 @@ def ip_version(addr: Multiaddr | None) -> str:
     """ip4, ip6 or unknown."""
     ip = addr.ip if addr is not None else None
     return "unknown" if ip is None else f"ip{ip.version}"
+
+
+def kind_of(addr: Multiaddr) -> tuple[str, str]:
+    """ipv and transport of libp2p_holepunch_address_outcomes_total."""
+    return ip_version(addr), addr.transport or "other"
+
+
+def kinds_of(addrs: Iterable[Multiaddr]) -> set[tuple[str, str]]:
+    """Each kind once."""
+    return {kind_of(addr) for addr in addrs}
 
 
 def attempts_label(attempts: int) -> str:
