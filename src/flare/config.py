@@ -29,6 +29,7 @@ class Timeouts:
     relay_connect: float = (
         30.0  # HOP CONNECT, from the request to the relay's STATUS: it asks the target meanwhile
     )
+    relay_drain: float = 25.0  # circuits that run when a relay is to end: less than what Kubernetes waits
     dcutr_message: float = 10.0  # one DCUtR message
     autonat: float = 30.0  # a dial-back request, either role (v1 waits out its dial even when it failed)
     dial_back: float = 10.0  # the dial of an AutoNAT server
@@ -75,26 +76,58 @@ class QuicLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class Rate:
+    """A token bucket: `per_second` in the long run, `burst` at once. `per_second` 0: no limit.
+
+    A burst of 0 is what comes in a second, and 1 at least; of bytes, in a quarter of one and 64 KiB at least.
+    """
+
+    per_second: float = 0.0
+    burst: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class RelayLimits:
-    """What a relay gives (circuit-v2.md, "Reservation"); the defaults are go-libp2p's."""
+    """What a relay gives (circuit-v2.md, "Reservation"); where go-libp2p has a limit, its default is used.
+
+    "per_ip" is for each IPv4 and IPv6 prefix of the length below. A circuit counts against both its ends, and
+    its bytes against both, in both directions together; a request counts against who asks. `byte_rate`
+    without an end is the whole relay's.
+    """
 
     reservation_ttl: float = 3600.0  # how long a reservation lasts unless refreshed
     max_reservations: int = 128
     max_reservations_per_ip: int = 8
     max_reservations_per_peer: int = 1  # a second RESERVE refreshes the first
+    reservation_rate_per_peer: Rate = Rate(0.2, 10)  # RESERVEs, refreshes too: defends CPU (a signature each)
+    reservation_rate_per_ip: Rate = Rate(2.0, 60)
     max_circuits: int = 1024  # in all, at once; 0: no limit
-    max_circuits_per_peer: int = 16  # where the peer is either end
+    max_circuits_per_peer: int = 16
+    max_circuits_per_ip: int = 128  # 0: no limit
+    circuit_rate_per_peer: Rate = Rate(2.0, 60)  # CONNECTs, refused ones too: defends those who are called
+    circuit_rate_per_ip: Rate = Rate(8.0, 240)
     circuit_bytes: int = 128 * KIB  # in each direction; 0: no limit
     circuit_duration: float = 120.0  # 0: no limit
+    byte_rate_per_peer: Rate = Rate()
+    byte_rate_per_ip: Rate = Rate()
+    byte_rate: Rate = Rate()
+    ipv4_prefix: int = 32  # bits
+    ipv6_prefix: int = 64  # which one host may own
+    max_buckets: int = 65_536  # peers, and prefixes, that a rate remembers: defends memory
 
     @classmethod
     def unlimited(cls) -> RelayLimits:
-        """No limit on what circuits carry, and room for many: for a relay among friends."""
+        """No limit on what circuits carry, no rates, and room for many: for a relay among friends."""
         return cls(
             max_reservations=1 << 20,
             max_reservations_per_ip=1 << 20,
+            reservation_rate_per_peer=Rate(),
+            reservation_rate_per_ip=Rate(),
             max_circuits=0,
             max_circuits_per_peer=1 << 20,
+            max_circuits_per_ip=0,
+            circuit_rate_per_peer=Rate(),
+            circuit_rate_per_ip=Rate(),
             circuit_bytes=0,
             circuit_duration=0.0,
         )

@@ -130,7 +130,11 @@ class LimitedConnection(NetworkError):
 
 
 class ResourceLimit(NetworkError):
-    """One of our own limits refused it. The message names the limit."""
+    """One of our own limits refused it. `limit` is its name, where it has one in the configuration."""
+
+    def __init__(self, message: str, *, limit: str = "") -> None:
+        super().__init__(f"{limit}: {message}" if limit else message)
+        self.limit = limit
 
 
 class NoReservation(NetworkError):

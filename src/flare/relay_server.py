@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
 from ._core.link import LinkStream
+from ._core.shaper import Bucket
 from ._core.splice import Splice, SpliceResult, splice
 from .config import RelayLimits
 from .errors import UsageError
 from .host import Host
+from .protocols.relay.access import Acl, PeerList
 from .protocols.relay.book import Circuit
-from .protocols.relay.hop import PROTOCOL, Acl, HopService, RelayCounters
-from .protocols.relay.hop import Splice as Carrying
+from .protocols.relay.hop import PROTOCOL, HopService
+from .protocols.relay.splicing import RelayCounters
+from .protocols.relay.splicing import Splice as Carrying
 from .transport.stream import Stream
 from .wire.peer_id import PeerId
 
@@ -22,7 +25,9 @@ class RelayServer:
     """Circuit Relay v2 on a host: `async with RelayServer(host, limits):` serves it while the block lasts.
 
     `limits` are what reservations and circuits may cost; `acl` may refuse peers before any limit is asked;
-    circuits from or to `unlimited` peers carry no limit. What happens is in `host.events()`.
+    `unlimited` peers count against the limits of the whole relay only, and circuits from or to them carry no
+    limit. What happens is in `host.events()`. The end of the block ends the circuits: `drain` before it lets
+    them end by themselves.
     """
 
     def __init__(
@@ -31,12 +36,12 @@ class RelayServer:
         limits: RelayLimits | None = None,
         *,
         acl: Acl | None = None,
-        unlimited: Iterable[PeerId] = (),
+        unlimited: PeerList | Iterable[PeerId] = (),
     ) -> None:
         self.host = host
         self.limits = limits or RelayLimits()
         self._acl = acl
-        self._unlimited = tuple(unlimited)
+        self._unlimited = unlimited if isinstance(unlimited, PeerList) else PeerList(unlimited)
         self._service: HopService | None = None
         self._unhook: Callable[[], None] | None = None
 
@@ -63,9 +68,39 @@ class RelayServer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.host.unhandle(PROTOCOL)
+        if self._service is not None:
+            self._service.close()
         if self._unhook is not None:
             self._unhook()
         self._service = self._unhook = None
+
+    def update(
+        self,
+        limits: RelayLimits | None = None,
+        *,
+        acl: Acl | None = None,
+        unlimited: PeerList | Iterable[PeerId] | None = None,
+    ) -> None:
+        """Other limits and lists for what comes next; None keeps what there is.
+
+        What was promised stays: reservations keep their expiry, circuits their limits; only byte rates change
+        for running circuits too. Whom a new `acl` refuses loses reservations and circuits at once. Raises
+        UsageError when it does not serve.
+        """
+        self._serving.update(limits, acl=acl, unlimited=unlimited)
+        self.limits = limits or self.limits
+
+    async def drain(self, timeout: float | None = None) -> int:
+        """Take on nothing new and wait till the last circuit is over; after `timeout` end those left over.
+
+        Returns how many those were. The default timeout is Timeouts.relay_drain; 0 does not wait.
+        """
+        return await self._serving.drain(timeout)
+
+    @property
+    def draining(self) -> bool:
+        """Whether it takes on nothing new."""
+        return self._serving.draining
 
     @property
     def reservations(self) -> int:
@@ -76,11 +111,6 @@ class RelayServer:
     def circuits(self) -> int:
         """How many circuits are open."""
         return self._serving.book.circuits
-
-    @property
-    def draining(self) -> bool:
-        """It refuses new reservations and lets circuits end."""
-        return self._serving.draining
 
     @property
     def running(self) -> Mapping[Circuit, Carrying]:
@@ -106,6 +136,7 @@ def _splice(
     limit_a_to_b: int,
     limit_b_to_a: int,
     deadline_ns: int,
+    buckets: Sequence[Bucket],
     on_done: Callable[[SpliceResult], None],
 ) -> Splice:
     if not (isinstance(a.core, LinkStream) and isinstance(b.core, LinkStream)):
@@ -116,5 +147,6 @@ def _splice(
         limit_a_to_b=limit_a_to_b,
         limit_b_to_a=limit_b_to_a,
         deadline_ns=deadline_ns,
+        buckets=buckets,
         on_done=on_done,
     )

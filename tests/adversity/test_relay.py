@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flare._core.wire import decode_uvarint
-from flare.config import KIB, MIB, Config, RelayLimits
+from flare.config import KIB, MIB, Config, Rate, RelayLimits
 from flare.errors import (
     AuthenticationFailed,
     ConnectionClosed,
@@ -87,7 +87,10 @@ def test_every_byte_of_the_handshake_inside(direction: str, kind: str) -> None:
                 assert isinstance(error, AuthenticationFailed), f"{plan}: {error!r}"
 
     async def main() -> None:
-        async with relayed(RelayLimits(max_circuits_per_peer=100), lanes=12) as there:
+        async with relayed(
+            RelayLimits(max_circuits_per_peer=100, circuit_rate_per_peer=Rate(), circuit_rate_per_ip=Rate()),
+            lanes=12,
+        ) as there:
             async with asyncio.TaskGroup() as group:
                 for lane in there.scene.lanes:
                     group.create_task(drive(there, lane.host))

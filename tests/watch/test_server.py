@@ -191,7 +191,7 @@ class TestHealth:
     @aio
     async def test_draining(self) -> None:
         async with relay() as (_, server), watching(server) as status:
-            server._serving.drain()
+            await server.drain()
             answer = await get(status, "/healthz")
             assert answer.status == 503
             assert answer.json() == {

@@ -64,3 +64,4 @@ cdef void draw_spend(draw* d, size_t n) noexcept nogil
 
 cdef class Bucket:
     cdef bucket* b
+    cdef object __weakref__

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from flare.protocols.relay.book import Circuit
-    from flare.protocols.relay.hop import Splice
+    from flare.protocols.relay.splicing import Splice
     from flare.wire.peer_id import PeerId
 
 KEPT: Final = 1024  # peers whose closed circuits are remembered: defends memory; twice that between cuts

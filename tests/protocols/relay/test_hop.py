@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
 
@@ -15,8 +12,7 @@ from flare.errors import RelayRefused, StreamReset
 from flare.events import CircuitClosed, CircuitOpened, ReservationMade
 from flare.lab import virtual
 from flare.protocols.exchange import MESSAGE_LIMIT
-from flare.protocols.relay import HOP_PROTOCOL, STOP_PROTOCOL, stop
-from flare.protocols.relay.hop import HopService, RelayEvent
+from flare.protocols.relay import HOP_PROTOCOL, stop
 from flare.transport.stream import Stream
 from flare.wire.envelope import Voucher
 from flare.wire.keys import Identity
@@ -32,100 +28,10 @@ from tests.support.linked import (
     CAROL,
     RELAY,
     RELAY_ADDR,
-    End,
-    linked,
     now,
     simulated,
 )
-
-RESERVE = HopMessage(type=HopType.RESERVE)
-
-
-def connect_to(peer: Identity) -> HopMessage:
-    return HopMessage(type=HopType.CONNECT, peer=RelayPeer(id=peer.peer_id))
-
-
-@dataclass
-class Result:
-    reason: str
-    bytes_a_to_b: int = 0
-    bytes_b_to_a: int = 0
-
-
-class FakeSplice:
-    """Stands in for the core's splice: records what it was told, and ends when the test says so."""
-
-    def __init__(self) -> None:
-        self.calls: list[dict[str, Any]] = []
-        self.cancelled = 0
-
-    def __call__(self, a: Stream, b: Stream, **told: Any) -> FakeSplice:
-        self.calls.append({"a": a, "b": b, **told})
-        return self
-
-    def end(self, reason: str = "closed", sent: int = 0, received: int = 0) -> None:
-        self.calls[-1]["on_done"](Result(reason, sent, received))
-
-    def cancel(self) -> None:
-        self.cancelled += 1
-
-
-class Bench:
-    """A relay, and clients connected to it."""
-
-    def __init__(self, limits: RelayLimits | None = None, **values: Any) -> None:
-        self.splice = FakeSplice()
-        self.events: list[RelayEvent] = []
-        self.addrs = [RELAY_ADDR]
-        self.service = HopService(
-            identity=RELAY,
-            addrs=lambda: self.addrs,
-            splice=self.splice,
-            limits=limits,
-            on_event=self.events.append,
-            unix=virtual.unix,
-            clock_ns=virtual.monotonic_ns,
-            **values,
-        )
-        self.at_relay: list[End] = []
-
-    def client(self, identity: Identity, addr: Multiaddr = ALICE_ADDR, **values: Any) -> End:
-        near, far = linked(identity, RELAY, **values)
-        far.remote_addr, far.local_addr = addr, RELAY_ADDR
-        far.handlers[HOP_PROTOCOL] = self.service.serve
-        self.at_relay.append(far)
-        return near
-
-    def target(self, identity: Identity, answer: Status | Callable[[Stream], Any] = Status.OK) -> End:
-        """A client that answers STOP."""
-        end = self.client(identity, BOB_ADDR)
-
-        async def handle(stream: Stream) -> None:
-            if callable(answer):
-                await answer(stream)
-            elif answer is Status.OK:
-                (await stop.accept(stream)).stream.keep()
-            else:
-                await stop._answer(stream, answer)
-
-        end.handlers[STOP_PROTOCOL] = handle
-        return end
-
-    async def ask(self, client: End, request: HopMessage) -> tuple[HopMessage, Stream]:
-        stream = await client.open_stream(HOP_PROTOCOL)
-        await stream.write_frame(request.encode())
-        return HopMessage.decode(await stream.read_frame(MESSAGE_LIMIT)), stream
-
-    async def reserve(self, client: End) -> HopMessage:
-        answer, stream = await self.ask(client, RESERVE)
-        await stream.close()
-        return answer
-
-    async def status(self, client: End, request: HopMessage) -> int | None:
-        answer, stream = await self.ask(client, request)
-        await stream.close()
-        await asyncio.sleep(0.01)
-        return answer.status
+from tests.support.relay_bench import RESERVE, Bench, Result, connect_to
 
 
 class TestReservation:
@@ -286,7 +192,7 @@ class TestReservation:
     @simulated
     async def test_a_draining_relay_grants_none(self) -> None:
         bench = Bench()
-        bench.service.drain()
+        assert await bench.service.drain() == 0
         assert (await bench.reserve(bench.client(ALICE))).status == Status.RESERVATION_REFUSED
 
 

@@ -1,7 +1,10 @@
 """Circuit Relay v2 (circuit-v2.md): one role of one exchange per file.
 
 hop      the relay: grants reservations, joins circuits
-book     the relay's books
+book     the relay's books, with rates
+access   lists of who may use the relay, and whose limits do not count
+shaping  which token buckets a circuit draws its bytes from
+splicing what the relay needs of the core's splice, and what it counts
 stop     the second hop: the relay asks, the target answers
 reserve  a client asks a relay for a reservation
 connect  a client asks a relay for a circuit

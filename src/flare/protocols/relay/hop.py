@@ -7,15 +7,15 @@ request is answered with MALFORMED_MESSAGE or UNEXPECTED_MESSAGE and costs only 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
+import contextlib
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
+from flare._core.shaper import Bucket
 from flare.config import RelayLimits, Timeouts
 from flare.errors import (
     DecodeError,
@@ -27,7 +27,10 @@ from flare.errors import (
 from flare.events import CircuitClosed, CircuitOpened, ReservationMade
 from flare.protocols.exchange import MESSAGE_LIMIT, last_words, within
 from flare.protocols.relay import HOP_PROTOCOL
-from flare.protocols.relay.book import Circuit, ReservationBook
+from flare.protocols.relay.access import Acl, AllowAll, PeerList, prefix_of
+from flare.protocols.relay.book import Circuit, Held, ReservationBook
+from flare.protocols.relay.shaping import Shaping
+from flare.protocols.relay.splicing import RelayCounters, Splice, Spliced, SpliceStreams
 from flare.protocols.relay.stop import open_stop as stop_protocol
 from flare.wire.envelope import Voucher
 from flare.wire.messages import HopMessage, HopType, Limit, Reservation, Status
@@ -46,83 +49,12 @@ RelayEvent = ReservationMade | CircuitOpened | CircuitClosed
 _MAX_DURATION: Final = (1 << 32) - 1  # Limit.duration is a uint32
 
 
-class Acl(Protocol):
-    """Who may use the relay; asked before any limit."""
-
-    def allow_reserve(self, peer: PeerId, addr: Multiaddr) -> bool:
-        """`peer`, connected from `addr`, may hold a reservation."""
-
-    def allow_connect(self, source: PeerId, addr: Multiaddr, target: PeerId) -> bool:
-        """`source`, connected from `addr`, may open a circuit to `target`."""
-
-
-class AllowAll:
-    """The Acl of a public relay."""
-
-    def allow_reserve(self, peer: PeerId, addr: Multiaddr) -> bool:
-        return True
-
-    def allow_connect(self, source: PeerId, addr: Multiaddr, target: PeerId) -> bool:
-        return True
-
-
-class Spliced(Protocol):
-    """How a splice ended (flare._core.splice.SpliceResult)."""
-
-    @property
-    def reason(self) -> str: ...
-    @property
-    def bytes_a_to_b(self) -> int: ...
-    @property
-    def bytes_b_to_a(self) -> int: ...
-
-
-class Splice(Protocol):
-    """A running splice, and what it has carried."""
-
-    @property
-    def bytes_a_to_b(self) -> int: ...
-    @property
-    def bytes_b_to_a(self) -> int: ...
-    def cancel(self) -> None: ...
-
-
-class SpliceStreams(Protocol):
-    """Joins two streams until both are done; 0 is no limit. The core's `splice` over the streams' cores."""
-
-    def __call__(
-        self,
-        a: Stream,
-        b: Stream,
-        *,
-        limit_a_to_b: int,
-        limit_b_to_a: int,
-        deadline_ns: int,
-        on_done: Callable[[Spliced], None],
-    ) -> Splice: ...
-
-
-@dataclass(slots=True)
-class RelayCounters:
-    """What the relay did since it started. The Counters are by status code."""
-
-    reservations_opened: int = 0
-    reservations_renewed: int = 0
-    reservations_closed: int = 0
-    reserve_answers: Counter[int] = field(default_factory=Counter)
-    connect_answers: Counter[int] = field(default_factory=Counter)
-    circuits_opened: int = 0
-    circuits_closed: int = 0
-    circuit_seconds: float = 0.0  # of closed circuits
-    bytes_relayed: int = 0  # by closed circuits, both directions
-    malformed: int = 0
-
-
 class HopService:
     """Serves /libp2p/circuit/relay/0.2.0/hop.
 
     `addrs` gives the relay's own addresses, `splice` joins two streams, `unix` is the relay's clock in Unix
-    seconds. Circuits from or to `unlimited` peers carry no limit. The host calls `connection_closed`.
+    seconds, `clock_ns` a monotonic one. `unlimited` peers count against the limits of the whole relay only,
+    and circuits from or to them carry no limit. The host calls `connection_closed`.
     """
 
     def __init__(
@@ -133,7 +65,7 @@ class HopService:
         splice: SpliceStreams,
         limits: RelayLimits | None = None,
         acl: Acl | None = None,
-        unlimited: Iterable[PeerId] = (),
+        unlimited: PeerList | Iterable[PeerId] = (),
         book: ReservationBook | None = None,
         open_stop: Callable[..., Awaitable[Stream]] = stop_protocol,
         on_event: Callable[[RelayEvent], None] = lambda event: None,
@@ -141,21 +73,24 @@ class HopService:
         unix: Callable[[], float] = time.time,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
+        limits = limits or RelayLimits()
         self._identity = identity
         self._addrs = addrs
         self._splice = splice
-        self._limits = limits or RelayLimits()
         self._acl = acl or AllowAll()
-        self._unlimited = frozenset(unlimited)
-        self.book = book or ReservationBook(self._limits, unix)
+        self._unlimited = _peer_list(unlimited)
+        self.book = book or ReservationBook(limits, unix, lambda: clock_ns() / 1e9)
+        self._shaping = Shaping(limits)
         self._open_stop = open_stop
         self._on_event = on_event
         self._timeouts = timeouts or Timeouts()
         self._clock_ns = clock_ns
-        self._draining = False
+        self._draining = self._closed = False
         self._running: dict[Circuit, Splice] = {}
         self._told: tuple[Multiaddr, ...] = ()  # our addresses, and
         self._own: tuple[Multiaddr, ...] = ()  # ... those that a reservation names, with our id
+        self._ends: dict[Circuit, tuple[Connection, Connection]] = {}
+        self._idle = asyncio.Event()
         self.counters = RelayCounters()
 
     @property
@@ -163,19 +98,80 @@ class HopService:
         """The circuits that carry bytes now; a is the source's side."""
         return self._running
 
+    @property
+    def limits(self) -> RelayLimits:
+        """What is granted now."""
+        return self.book.limits
+
+    @property
+    def draining(self) -> bool:
+        """Whether nothing new is taken on."""
+        return self._draining
+
     def connection_closed(self, connection: Connection) -> None:
         """A connection ended, and the reservation made over it with it."""
         if self.book.release(connection) is not None:
             self.counters.reservations_closed += 1
 
-    def drain(self) -> None:
-        """Refuse new reservations from now on; circuits go on."""
-        self._draining = True
+    def update(
+        self,
+        limits: RelayLimits | None = None,
+        *,
+        acl: Acl | None = None,
+        unlimited: PeerList | Iterable[PeerId] | None = None,
+    ) -> None:
+        """Other limits and lists for what comes next; None keeps what there is.
 
-    @property
-    def draining(self) -> bool:
-        """`drain` was called."""
-        return self._draining
+        What was promised stays: reservations keep their expiry, circuits their limits; only byte rates change
+        for running circuits too. Whom a new `acl` refuses loses reservations and circuits at once.
+        """
+        if limits is not None:
+            self.book.limits = limits
+            self._shaping.change(limits)
+        if unlimited is not None:
+            self._unlimited = _peer_list(unlimited)
+        if acl is not None:
+            self._acl = acl
+            self._evict()
+
+    def _evict(self) -> None:
+        """End what the acl no longer allows."""
+        for held in self.book.held:
+            connection: Connection = held.connection  # type: ignore[assignment]
+            if not self._acl.allow_reserve(held.peer, connection.remote_addr):
+                self.connection_closed(connection)
+        for circuit, splice in list(self._running.items()):
+            if not self._allows(circuit):
+                splice.cancel()
+
+    def _allows(self, circuit: Circuit) -> bool:
+        """Whether the acl allows both ends of a circuit that is in the book."""
+        source, target = self._ends[circuit]
+        return self._acl.allow_connect(
+            circuit.source, source.remote_addr, circuit.target
+        ) and self._acl.allow_reserve(circuit.target, target.remote_addr)
+
+    async def drain(self, timeout: float | None = None) -> int:
+        """Take on nothing new and wait till the last circuit is over; after `timeout` end those left over.
+
+        Returns how many those were. The default timeout is Timeouts.relay_drain, 0 does not wait.
+        """
+        self._draining = True
+        seconds = self._timeouts.relay_drain if timeout is None else timeout
+        if self.book.circuits and seconds > 0:
+            self._idle.clear()
+            with contextlib.suppress(TimeoutError):
+                async with within(seconds, "draining the relay"):
+                    await self._idle.wait()
+        left = self.book.circuits
+        self.close()
+        return left
+
+    def close(self) -> None:
+        """End all circuits, and take on nothing more."""
+        self._draining = self._closed = True
+        for splice in list(self._running.values()):
+            splice.cancel()
 
     async def serve(self, stream: Stream) -> None:
         """One request; for a CONNECT it returns when the circuit is over."""
@@ -229,15 +225,18 @@ class HopService:
 
     def _judge_reserve(self, connection: Connection) -> HopMessage | Status:
         peer, addr = connection.remote_peer, connection.remote_addr
-        if connection.is_relayed or not self._acl.allow_reserve(peer, addr):
-            return Status.PERMISSION_DENIED
+        if connection.is_relayed:
+            return self._no_reservation(Status.PERMISSION_DENIED, "relayed")
+        if not self._acl.allow_reserve(peer, addr):
+            return self._no_reservation(Status.PERMISSION_DENIED, "denied")
         if self._draining:
-            return Status.RESERVATION_REFUSED
+            return self._no_reservation(Status.RESERVATION_REFUSED, "draining")
+        exempt = self._unlimited.lists(peer, addr)
         try:
-            held, renewed = self.book.reserve(peer, _source(addr), connection)
+            held, renewed = self.book.reserve(peer, self._ip(connection), connection, exempt=exempt)
         except ResourceLimit as error:
             log.debug("no reservation for %s: %s", peer, error)
-            return Status.RESERVATION_REFUSED
+            return self._no_reservation(Status.RESERVATION_REFUSED, error.limit)
         if renewed:
             self.counters.reservations_renewed += 1
         else:
@@ -245,7 +244,7 @@ class HopService:
         expire = int(held.expires)
         self._on_event(ReservationMade(peer, expire))
         voucher = Voucher(relay=self._identity.peer_id, peer=peer, expiration=expire).seal(self._identity)
-        limit = self._limit(peer)
+        limit = self._limit(exempt)
         own = self._own_addrs(connection)
         answer = self._granted(expire, own, voucher, limit)
         if len(answer.encode()) <= MESSAGE_LIMIT:
@@ -257,6 +256,15 @@ class HopService:
                 break
             addrs, answer = (*addrs, addr), longer
         return answer
+
+    def _no_reservation(self, status: Status, reason: str) -> Status:
+        self.counters.reserve_refused[reason] += 1
+        return status
+
+    def _ip(self, connection: Connection) -> str:
+        """What counts as one address with that of the peer."""
+        limits = self.limits
+        return prefix_of(connection.remote_addr, limits.ipv4_prefix, limits.ipv6_prefix)
 
     def _granted(
         self, expire: int, addrs: tuple[Multiaddr, ...], voucher: bytes, limit: Limit | None
@@ -276,10 +284,10 @@ class HopService:
             return (connection.local_addr.without_peer().with_peer(me),)
         return self._own
 
-    def _limit(self, *ends: PeerId) -> Limit | None:
-        """What circuits between these may carry, as the wire says it: None is no limit, as is a 0 in it."""
-        data, seconds = self._limits.circuit_bytes, self._limits.circuit_duration
-        if (not data and not seconds) or not self._unlimited.isdisjoint(ends):
+    def _limit(self, exempt: bool) -> Limit | None:
+        """What a circuit may carry, as the wire says it: None is no limit, as is a 0 in it."""
+        data, seconds = self.limits.circuit_bytes, self.limits.circuit_duration
+        if exempt or (not data and not seconds):
             return None
         return Limit(duration=min(math.ceil(seconds), _MAX_DURATION), data=data)
 
@@ -291,14 +299,15 @@ class HopService:
             await _finished(self._malformed(stream, Status.MALFORMED_MESSAGE))
             return
         target = request.peer.id
-        limit = self._limit(source, target)
         try:
-            circuit, onward = await self._open(stream.connection, target, limit)
+            granted = await self._open(stream.connection, target)
         except _Refused as refused:
             self.counters.connect_answers[refused.status] += 1
+            self.counters.connect_refused[refused.reason] += 1
             log.debug("no circuit from %s to %s: %s", source, target, refused)
             await _finished(self._answer(stream, HopMessage(type=HopType.STATUS, status=refused.status)))
             return
+        onward, limit = granted.onward, granted.limit
         self.counters.connect_answers[Status.OK] += 1
         self.counters.circuits_opened += 1
         started = self._clock_ns()
@@ -309,7 +318,7 @@ class HopService:
                 await stream.write_frame(
                     HopMessage(type=HopType.STATUS, status=Status.OK, limit=limit).encode()
                 )
-            done = await self._join(circuit, stream, onward, limit)
+            done = await self._join(granted, stream)
             reason, sent, received = done.reason, done.bytes_a_to_b, done.bytes_b_to_a
         except (NetworkError, TimeoutError):
             stream.reset()
@@ -319,44 +328,76 @@ class HopService:
             onward.reset()
             raise
         finally:
-            self.book.close_circuit(circuit)
+            self._over(granted.circuit)
             self.counters.circuits_closed += 1
             seconds = (self._clock_ns() - started) / 1e9
             self.counters.circuit_seconds += seconds
             self.counters.bytes_relayed += sent + received
             self._on_event(CircuitClosed(source, target, reason, sent, received, seconds))
 
-    async def _open(
-        self, connection: Connection, target: PeerId, limit: Limit | None
-    ) -> tuple[Circuit, Stream]:
+    async def _open(self, connection: Connection, target: PeerId) -> _Granted:
         """The circuit in the book and the stream to its target, or _Refused."""
-        source = connection.remote_peer
+        source, addr, acl = connection.remote_peer, connection.remote_addr, self._acl
         if connection.is_relayed:
-            raise _Refused(Status.PERMISSION_DENIED, "asked over a relayed connection")
+            raise _Refused(Status.PERMISSION_DENIED, "relayed", "asked over a relayed connection")
         if source == target:
-            raise _Refused(Status.PERMISSION_DENIED, "a circuit to oneself")
-        if not self._acl.allow_connect(source, connection.remote_addr, target):
-            raise _Refused(Status.PERMISSION_DENIED, "not allowed")
-        held = self.book.find(target)
-        if held is None:
-            raise _Refused(Status.NO_RESERVATION, "the target holds no reservation")
+            raise _Refused(Status.PERMISSION_DENIED, "oneself", "a circuit to oneself")
+        if not acl.allow_connect(source, addr, target):
+            raise _Refused(Status.PERMISSION_DENIED, "denied", "not allowed")
+        if self._draining:
+            raise _Refused(Status.RESOURCE_LIMIT_EXCEEDED, "draining", "the relay is about to end")
+        exempt = self._unlimited.lists(source, addr)
         try:
-            circuit = self.book.open_circuit(source, target)
+            if not exempt:
+                self.book.ask(source, self._ip(connection))
+            held = self.book.find(target)
+            if held is None:
+                raise _Refused(Status.NO_RESERVATION, "no_reservation", "the target holds no reservation")
+            granted = self._grant(connection, held, exempt)
         except ResourceLimit as error:
-            raise _Refused(Status.RESOURCE_LIMIT_EXCEEDED, str(error)) from None
+            raise _Refused(Status.RESOURCE_LIMIT_EXCEEDED, error.limit, str(error)) from None
         try:
-            onward = await self._open_stop(
-                held.connection, source, limit, timeout=self._timeouts.relay_message
+            granted.onward = await self._open_stop(
+                held.connection, source, granted.limit, timeout=self._timeouts.relay_message
             )
         except FlareError as error:
-            self.book.close_circuit(circuit)
-            raise _Refused(Status.CONNECTION_FAILED, str(error)) from None
+            self._over(granted.circuit)
+            raise _Refused(Status.CONNECTION_FAILED, "target", str(error)) from None
         except BaseException:
-            self.book.close_circuit(circuit)
+            self._over(granted.circuit)
             raise
-        return circuit, onward
+        if self._closed or (self._acl is not acl and not self._allows(granted.circuit)):
+            granted.onward.reset()
+            self._over(granted.circuit)
+            if self._closed:
+                raise _Refused(Status.RESOURCE_LIMIT_EXCEEDED, "draining", "the relay ended meanwhile")
+            raise _Refused(Status.PERMISSION_DENIED, "denied", "not allowed any more")
+        return granted
 
-    async def _join(self, circuit: Circuit, a: Stream, b: Stream, limit: Limit | None) -> Spliced:
+    def _grant(self, connection: Connection, held: Held, exempt: bool) -> _Granted:
+        """Count a circuit against those of its ends that are not exempt."""
+        source, target = connection.remote_peer, held.peer
+        onward: Connection = held.connection  # type: ignore[assignment]
+        own = self._unlimited.lists(target, onward.remote_addr)
+        counted = [
+            (peer, self._ip(end))
+            for peer, end, free in ((source, connection, exempt), (target, onward, own))
+            if not free
+        ]
+        ips = tuple(ip for _, ip in counted)
+        free = {peer for peer, is_free in ((source, exempt), (target, own)) if is_free}
+        circuit = self.book.open_circuit(source, target, ips, exempt=free)
+        self._ends[circuit] = connection, onward
+        buckets = self._shaping.buckets(() if free else counted)
+        return _Granted(circuit, self._limit(bool(free)), buckets)
+
+    def _over(self, circuit: Circuit) -> None:
+        self.book.close_circuit(circuit)
+        del self._ends[circuit]
+        if not self.book.circuits:
+            self._idle.set()
+
+    async def _join(self, granted: _Granted, stream: Stream) -> Spliced:
         """Splice until both directions are done, the limit or the deadline."""
         done: asyncio.Future[Spliced] = asyncio.get_running_loop().create_future()
 
@@ -364,20 +405,29 @@ class HopService:
             if not done.done():
                 done.set_result(result)
 
+        limit = granted.limit
         data = limit.data or 0 if limit is not None else 0
         seconds = limit.duration or 0 if limit is not None else 0
         deadline_ns = self._clock_ns() + seconds * 1_000_000_000 if seconds else 0
         splice = self._splice(
-            a, b, limit_a_to_b=data, limit_b_to_a=data, deadline_ns=deadline_ns, on_done=on_done
+            stream,
+            granted.onward,
+            limit_a_to_b=data,
+            limit_b_to_a=data,
+            deadline_ns=deadline_ns,
+            buckets=granted.buckets,
+            on_done=on_done,
         )
-        self._running[circuit] = splice
+        self._running[granted.circuit] = splice
+        if self._closed:
+            splice.cancel()
         try:
             return await done
         except asyncio.CancelledError:
             splice.cancel()
             raise
         finally:
-            del self._running[circuit]
+            del self._running[granted.circuit]
 
     # -- answers
 
@@ -396,17 +446,24 @@ async def _finished(rest: Awaitable[None] | None) -> None:
         await rest
 
 
-def _source(addr: Multiaddr) -> str:
-    """What counts as one for max_reservations_per_ip: in IPv6 a /64, which one host may own."""
-    ip = addr.ip
-    if ip is None or ip.version == 4:
-        return str(ip)
-    return str(ipaddress.ip_network((int(ip) >> 64 << 64, 64)))
+def _peer_list(peers: PeerList | Iterable[PeerId]) -> PeerList:
+    return peers if isinstance(peers, PeerList) else PeerList(peers)
+
+
+@dataclass(slots=True, eq=False)
+class _Granted:
+    """A circuit in the book, what it may carry, and the stream to its target once that agreed."""
+
+    circuit: Circuit
+    limit: Limit | None
+    buckets: tuple[Bucket, ...]
+    onward: Stream = field(init=False)
 
 
 class _Refused(Exception):
-    """No circuit, and the status that says why."""
+    """No circuit: the status that says so, and the reason that is counted."""
 
-    def __init__(self, status: Status, why: str) -> None:
+    def __init__(self, status: Status, reason: str, why: str) -> None:
         super().__init__(why)
         self.status = status
+        self.reason = reason
