@@ -10,12 +10,13 @@ from .config import Config
 from .errors import DialFailed, NetworkError, PeerMismatch, UsageError
 from .protocols.relay import connect as relay_connect
 from .transport import circuit, dial
+from .transport.black_hole import BlackHoles
 from .transport.connection import Connection
 from .transport.loop_engine import LoopEngine
 from .transport.quic import QuicTransport
 from .transport.tcp import TcpTransport
 from .wire.keys import Identity
-from .wire.multiaddr import Multiaddr
+from .wire.multiaddr import Multiaddr, is_public
 from .wire.peer_id import PeerId
 
 Address = str | Multiaddr
@@ -71,12 +72,14 @@ class Dialling:
         *,
         on_connection: Callable[[Connection], None],
         direct_to: Callable[[PeerId], Connection | None],
+        is_public: Callable[[Multiaddr], bool] = is_public,
     ) -> None:
         self._tcp = tcp
         self._quic = quic
         self._engine = engine
         self._identity = identity
         self._config = config
+        self._black_holes = BlackHoles(is_public=is_public)
         self._on_connection = on_connection
         self._direct_to = direct_to
         self._under_way: dict[object, _Dial] = {}  # by peer; a dial to whoever answers has a key of its own
@@ -168,7 +171,10 @@ class Dialling:
             raise DialFailed(peer, ())
         try:
             connection = await dial.dial_any(
-                addrs, lambda addr: self._address(addr, peer), target=peer or addrs[0]
+                addrs,
+                lambda addr: self._address(addr, peer),
+                target=peer or addrs[0],
+                black_holes=self._black_holes,
             )
         except DialFailed as failed:
             errors = [error for _, error in failed.attempts]

@@ -11,8 +11,16 @@ import pytest
 
 from flare.errors import ConnectionClosed, DialFailed, NetworkError, TimedOut
 from flare.lab import virtual
-from flare.transport import dial
-from flare.transport.dial import MAX_ADDRESSES, MAX_FAILURES, MAX_IN_FLIGHT, dial_any, rank, resolve
+from flare.transport.black_hole import TRIES, BlackHoles
+from flare.transport.dial import (
+    MAX_ADDRESSES,
+    MAX_DNSADDR_DEPTH,
+    MAX_FAILURES,
+    MAX_IN_FLIGHT,
+    dial_any,
+    resolve,
+)
+from flare.transport.ranking import RELAY_DELAY
 from flare.transport.sockets import IpAddress
 from flare.wire.keys import Identity
 from flare.wire.multiaddr import Multiaddr
@@ -23,29 +31,10 @@ PUBLIC4 = Multiaddr("/ip4/203.0.114.1/tcp/4001")
 PUBLIC4B = Multiaddr("/ip4/203.0.114.2/tcp/4002")
 PUBLIC6 = Multiaddr("/ip6/2600::1/tcp/4001")
 PUBLIC6B = Multiaddr("/ip6/2600::2/tcp/4002")
+QUIC4 = Multiaddr("/ip4/203.0.114.1/udp/4001/quic-v1")
 PRIVATE = Multiaddr("/ip4/192.168.1.2/tcp/4001")
 LOOPBACK = Multiaddr("/ip4/127.0.0.1/tcp/4001")
 RELAYED = Multiaddr(f"/ip4/203.0.114.9/tcp/4001/p2p/{OTHER}/p2p-circuit/p2p/{PEER}")
-
-
-class TestRank:
-    def test_private_then_public_then_relayed(self) -> None:
-        assert rank([RELAYED, PUBLIC4, PRIVATE]) == [PRIVATE, PUBLIC4, RELAYED]
-
-    def test_ipv6_first_and_then_in_turn(self) -> None:
-        assert rank([PUBLIC4, PUBLIC4B, PUBLIC6B, PUBLIC6]) == [PUBLIC6, PUBLIC4, PUBLIC6B, PUBLIC4B]
-
-    def test_low_ports_first(self) -> None:
-        high = Multiaddr("/ip4/203.0.114.3/tcp/50000")
-        assert rank([high, PUBLIC4]) == [PUBLIC4, high]
-
-    def test_each_once(self) -> None:
-        assert rank([PUBLIC4, PUBLIC4, LOOPBACK, PUBLIC4]) == [LOOPBACK, PUBLIC4]
-
-    def test_a_limit(self) -> None:
-        many = [Multiaddr(f"/ip4/203.0.114.1/tcp/{port}") for port in range(1, MAX_ADDRESSES + 2)]
-        assert rank(many[:-1]) == many[:-1]
-        assert rank(many) == many[:-1]
 
 
 class Dialer:
@@ -113,7 +102,7 @@ class TestHappyEyeballs:
         dialer = Dialer()
         dialer.answers = {PRIVATE: (10.0, "private"), LOOPBACK: (10.0, "loopback"), PUBLIC4: (0.1, "public")}
         assert await dial_any([LOOPBACK, PRIVATE, PUBLIC4], dialer) == "public"
-        assert [at for at, _ in dialer.asked] == [0.0, 0.03, 0.06]
+        assert dialer.asked == [(0.0, LOOPBACK), (0.0, PUBLIC4), (0.03, PRIVATE)]
 
     @on_virtual_time
     async def test_relayed_addresses_wait_for_direct_ones(self) -> None:
@@ -123,14 +112,14 @@ class TestHappyEyeballs:
         dialer = Dialer()
         dialer.answers = {PUBLIC4: (9.0, "direct"), RELAYED: (0.0, "relayed")}
         assert await dial_any([RELAYED, PUBLIC4], dialer) == "relayed"
-        assert dialer.asked[1] == (dial.RELAY_DELAY, RELAYED)
+        assert dialer.asked[1] == (RELAY_DELAY, RELAYED)
 
     @on_virtual_time
     async def test_a_failed_direct_address_does_not_hurry_the_relay_while_another_is_tried(self) -> None:
         dialer = Dialer()
         dialer.answers = {
             PUBLIC4: (0.26, NetworkError("no")),
-            PUBLIC4B: (0.4, "direct"),
+            PUBLIC4B: (0.2, "direct"),
             RELAYED: (0.0, "relayed"),
         }
         assert await dial_any([PUBLIC4, PUBLIC4B, RELAYED], dialer) == "direct"
@@ -138,6 +127,34 @@ class TestHappyEyeballs:
         dialer.answers = {PUBLIC4: (0.1, NetworkError("no")), RELAYED: (0.0, "relayed")}
         assert await dial_any([PUBLIC4, RELAYED], dialer) == "relayed"
         assert dialer.asked[-1] == (0.1, RELAYED), "with no direct address left there is nothing to wait for"
+
+    @on_virtual_time
+    async def test_quic_wins_over_tcp_that_answers_sooner(self) -> None:
+        dialer = Dialer()
+        dialer.answers = {QUIC4: (0.2, "quic"), PUBLIC4: (0.0, "tcp")}
+        assert await dial_any([PUBLIC4, QUIC4], dialer) == "quic"
+        assert dialer.asked == [(0.0, QUIC4)]
+
+    @on_virtual_time
+    async def test_no_delays_when_punching(self) -> None:
+        dialer = Dialer()
+        dialer.answers = {QUIC4: (0.2, "quic"), PUBLIC4: (0.1, "tcp"), RELAYED: (0.3, "relayed")}
+        assert await dial_any([RELAYED, PUBLIC4, QUIC4], dialer, at_once=True) == "tcp"
+        assert [at for at, _ in dialer.asked] == [0.0, 0.0, 0.0]
+        assert set(dialer.cancelled) == {QUIC4, RELAYED}
+
+    @on_virtual_time
+    async def test_what_the_network_swallows_is_left_out_and_named(self) -> None:
+        holes = BlackHoles()
+        dialer = Dialer()
+        dialer.answers = {QUIC4: (0.1, NetworkError("silence")), PUBLIC4: (0.1, "tcp")}
+        for _ in range(TRIES):
+            await dial_any([QUIC4, PUBLIC4], dialer, black_holes=holes)
+        dialer.asked.clear()
+        assert await dial_any([QUIC4, PUBLIC4], dialer, black_holes=holes) == "tcp"
+        assert [addr for _, addr in dialer.asked] == [PUBLIC4]
+        with pytest.raises(DialFailed, match="lets none of its kind through"):
+            await dial_any([QUIC4], dialer, black_holes=holes)
 
     @on_virtual_time
     async def test_every_attempt_is_in_the_error(self) -> None:
@@ -275,7 +292,7 @@ class TestNames:
         resolver.records["_dnsaddr.a.example"] = ["dnsaddr=/dnsaddr/a.example"] * 30
         with pytest.raises(NetworkError, match="more than 4 times"):
             await resolve([Multiaddr("/dnsaddr/a.example")], resolver)
-        assert len(resolver.asked) == dial.MAX_DNSADDR_DEPTH
+        assert len(resolver.asked) == MAX_DNSADDR_DEPTH
 
     @on_virtual_time
     async def test_a_failure_deep_in_the_tree_counts_once(self) -> None:

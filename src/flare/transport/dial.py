@@ -1,4 +1,4 @@
-"""Which address first, how long to wait for it before the next, and what names stand for (RFC 8305)."""
+"""Dialling the addresses of one peer, the best first and others beside it, and what names stand for."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from typing import Final, TypeVar
 
 from flare.config import Timeouts
 from flare.errors import DialFailed, FlareError, NetworkError, TimedOut
+from flare.transport.black_hole import BlackHoles
 from flare.transport.connection import Connection
 from flare.transport.dns import Resolver, SystemResolver
+from flare.transport.ranking import MAX_ADDRESSES, plan
 from flare.wire.multiaddr import Multiaddr
 
-PUBLIC_STAGGER: Final = 0.25  # seconds before the next address is tried beside a public one (RFC 8305, 5)
-PRIVATE_STAGGER: Final = 0.03  # beside a private one, which answers at once or never
-RELAY_DELAY: Final = 0.5  # head start of direct addresses over relayed ones
 MAX_IN_FLIGHT: Final = 8  # attempts at once: defends the network against a peer that advertises many
-MAX_ADDRESSES: Final = 64  # of one peer: those after are not tried
 MAX_DNSADDR_DEPTH: Final = 4  # /dnsaddr that leads to /dnsaddr
 MAX_FAILURES: Final = 8  # below one /dnsaddr, all depths together: bounds a tree of records that lead nowhere
 
@@ -25,85 +23,73 @@ _NAMES: Final = {"dns": 0, "dns4": 4, "dns6": 6}
 T = TypeVar("T")
 
 
-def rank(addrs: Iterable[Multiaddr]) -> list[Multiaddr]:
-    """Each once, best first: private, public, relayed; in each IPv6 and IPv4 in turn, low ports first."""
-    groups: tuple[list[Multiaddr], ...] = ([], [], [])
-    for addr in dict.fromkeys(addrs):
-        groups[_group(addr)].append(addr)
-    return [addr for group in groups for addr in _interleave(group)][:MAX_ADDRESSES]
-
-
-def _group(addr: Multiaddr) -> int:
-    if addr.is_circuit:
-        return 2
-    return 0 if addr.is_private or addr.is_loopback else 1
-
-
-def _interleave(addrs: list[Multiaddr]) -> list[Multiaddr]:
-    """IPv6 first and then in turn, so that a broken IPv6 costs one attempt (RFC 8305, 4)."""
-    six: list[Multiaddr] = []
-    four: list[Multiaddr] = []
-    for addr in sorted(addrs, key=lambda addr: addr.port or 0):
-        (six if addr.ip is not None and addr.ip.version == 6 else four).append(addr)
-    mixed = [addr for pair in zip(six, four, strict=False) for addr in pair]
-    return mixed + six[len(four) :] + four[len(six) :]
-
-
 async def dial_any(
     addrs: Sequence[Multiaddr],
     dial_one: Callable[[Multiaddr], Awaitable[T]],
     *,
     target: object = None,
     resolver: Resolver | None = None,
+    black_holes: BlackHoles | None = None,
+    at_once: bool = False,
 ) -> T:
-    """Dial `addrs`, resolved and ranked, each a little after the one before or when that failed: first wins.
+    """Dial `addrs`, resolved and ranked, each at its time or when the one before failed: first wins.
 
-    The others are cancelled and have ended when this returns or raises; one that had just connected is
-    aborted. DialFailed lists every attempt. Errors that are not FlareError or OSError are bugs and come
-    through.
+    `black_holes` leaves out what this network swallows; `at_once`: no delays, as when punching. The others
+    are cancelled and have ended when this returns or raises; one that had just connected is aborted.
+    DialFailed lists every attempt. Errors that are not FlareError or OSError are bugs and come through.
     """
     loop = asyncio.get_running_loop()
     try:
-        waiting = rank(await resolve(addrs, resolver or SystemResolver(Timeouts().resolve)))
+        found = await resolve(addrs, resolver or SystemResolver(Timeouts().resolve))
     except (NetworkError, TimedOut) as error:
         raise DialFailed(target, [(addr, error) for addr in addrs]) from error
-    running: dict[asyncio.Future[T], Multiaddr] = {}
     failures: list[tuple[object, BaseException]] = []
+    if black_holes is not None:
+        found, swallowed = black_holes.filter(found)
+        failures += [(addr, NetworkError("this network lets none of its kind through")) for addr in swallowed]
+    waiting = plan(found)
+    running: dict[asyncio.Future[T], Multiaddr] = {}
     won: list[T] = []
-    next_start = loop.time()
+    answered = False
+    begun = loop.time()
+    hurry = 0.0  # how much earlier than planned direct addresses are dialled, since others failed
     try:
         while (waiting or running) and not won:
-            if waiting and len(running) < MAX_IN_FLIGHT and (not running or loop.time() >= next_start):
-                addr = waiting.pop(0)
-                running[asyncio.ensure_future(dial_one(addr))] = addr
-                next_start = loop.time() + _stagger(addr, waiting)
-            more = bool(waiting) and len(running) < MAX_IN_FLIGHT
-            delay = max(0.0, next_start - loop.time()) if more else None
-            done, _ = await asyncio.wait(running, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
+            wait: float | None = None
+            while waiting and len(running) < MAX_IN_FLIGHT:
+                first = waiting[0]
+                early = 0.0 if first.addr.is_circuit else hurry
+                wait = max(0.0, begun + first.delay - early - loop.time())
+                if wait and running and not at_once:
+                    break
+                if wait and not first.addr.is_circuit:
+                    hurry += wait
+                waiting.pop(0)
+                running[asyncio.ensure_future(dial_one(first.addr))] = first.addr
+                wait = None
+            done, _ = await asyncio.wait(running, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
             for attempt in done:
                 addr = running.pop(attempt)
                 try:
                     won.append(attempt.result())
                 except (FlareError, OSError) as error:
                     failures.append((addr, error))
-                    if not waiting or not waiting[0].is_circuit:
-                        next_start = loop.time()
+                    if waiting and not waiting[0].addr.is_circuit:
+                        hurry = max(hurry, waiting[0].delay - (loop.time() - begun))
+                if black_holes is not None:
+                    black_holes.record(addr, attempt.exception() is None)
         if not won:
             raise DialFailed(target, failures)
+        answered = True
         return won.pop(0)
     finally:
-        for attempt in running:
+        for attempt, addr in running.items():
             attempt.cancel()
+            if black_holes is not None and answered:
+                black_holes.record(addr, False)
         for late in [*won, *await asyncio.gather(*running, return_exceptions=True)]:
             if isinstance(late, Connection):
                 late.abort("another address answered first")
-
-
-def _stagger(addr: Multiaddr, waiting: Sequence[Multiaddr]) -> float:
-    """Seconds from the attempt at `addr` to the one after it."""
-    if waiting and waiting[0].is_circuit and not addr.is_circuit:
-        return RELAY_DELAY
-    return PRIVATE_STAGGER if _group(addr) == 0 else PUBLIC_STAGGER
 
 
 async def resolve(addrs: Iterable[Multiaddr], resolver: Resolver) -> list[Multiaddr]:
