@@ -82,6 +82,17 @@ class TestListening:
                     assert connection.remote_peer == node.peer_id
 
     @aio
+    async def test_an_answer_leaves_from_the_address_that_was_dialled(self) -> None:
+        """A host with several addresses: the kernel would answer from the first, which the client drops."""
+        async with QuicNode() as a, QuicNode(listen="/ip4/0.0.0.0/udp/0/quic-v1") as b:
+            connection = await a.dial(b, Multiaddr(f"/ip4/127.0.0.2/udp/{b.port}/quic-v1"))
+            assert await connection.ping() > 0
+            far = await b.inbound.get()
+            assert str(far.local_addr) == f"/ip4/127.0.0.2/udp/{b.port}/quic-v1"
+            back = await b.dial(a)
+            assert str(back.local_addr) == f"/ip4/127.0.0.1/udp/{b.port}/quic-v1"
+
+    @aio
     async def test_addresses_that_are_not_quic(self) -> None:
         async with QuicNode() as node:
             for text in ("/ip4/127.0.0.1/tcp/1", "/dns4/a.example/udp/1/quic-v1", "/ip4/127.0.0.1/udp/1"):

@@ -39,6 +39,7 @@ cdef extern from *:
         flare_address from[FLARE_SLOTS];
         size_t size[FLARE_SLOTS];
         size_t segment[FLARE_SLOTS];   /* of a message that GRO made of many; 0: it is one datagram */
+        flare_address to[FLARE_SLOTS]; /* which address of ours it came to; AF_UNSPEC: the socket's own */
     } flare_inbox;
 
     typedef struct {
@@ -48,7 +49,29 @@ cdef extern from *:
         size_t size[FLARE_CHUNK];
         int addresses;
         flare_address address[FLARE_CHUNK];
+        flare_address via[FLARE_CHUNK];  /* the address of ours that it leaves from; AF_UNSPEC: any */
     } flare_outbox;
+
+    #ifdef __linux__
+    #define FLARE_IN_CONTROL (CMSG_SPACE(sizeof(int)) + CMSG_SPACE(sizeof(struct in6_pktinfo)))
+    #define FLARE_OUT_CONTROL (CMSG_SPACE(sizeof(uint16_t)) + CMSG_SPACE(sizeof(struct in6_pktinfo)))
+    #endif
+
+    /* a socket bound to a wildcard tells where each datagram came to, so that answers leave from there */
+    static int flare_tell_destination(int fd) {
+        flare_address here;
+        socklen_t size = sizeof here;
+        int on = 1;
+        if (getsockname(fd, &here.any, &size) != 0) return 0;
+    #ifdef __linux__
+        if (here.any.sa_family == AF_INET && here.v4.sin_addr.s_addr == htonl(INADDR_ANY))
+            return setsockopt(fd, IPPROTO_IP, IP_PKTINFO, &on, sizeof on) == 0;
+        if (here.any.sa_family == AF_INET6 && IN6_IS_ADDR_UNSPECIFIED(&here.v6.sin6_addr))
+            return setsockopt(fd, IPPROTO_IPV6, IPV6_RECVPKTINFO, &on, sizeof on) == 0;
+    #endif
+        (void)on;
+        return 0;
+    }
 
     static int flare_inbox_open(flare_inbox *box, int fd, int gro) {
         int on = 1, has_gro = 0;
@@ -72,7 +95,7 @@ cdef extern from *:
     #ifdef __linux__
         struct mmsghdr messages[FLARE_SLOTS];
         struct iovec pieces[FLARE_SLOTS];
-        char control[FLARE_SLOTS][CMSG_SPACE(sizeof(int))];
+        char control[FLARE_SLOTS][FLARE_IN_CONTROL];
         struct cmsghdr *item;
         int i, n;
         for (i = 0; i < box->slots; i++) {
@@ -94,12 +117,26 @@ cdef extern from *:
         for (i = 0; i < n; i++) {
             box->size[i] = messages[i].msg_hdr.msg_flags & MSG_TRUNC ? 0 : messages[i].msg_len;
             box->segment[i] = 0;
+            box->to[i].any.sa_family = AF_UNSPEC;
             struct msghdr *head = &messages[i].msg_hdr;
             for (item = CMSG_FIRSTHDR(head); item; item = CMSG_NXTHDR(head, item)) {
                 if (item->cmsg_level == SOL_UDP && item->cmsg_type == UDP_GRO) {
                     int segment;
                     memcpy(&segment, CMSG_DATA(item), sizeof segment);
                     box->segment[i] = segment > 0 ? segment : 0;
+                } else if (item->cmsg_level == IPPROTO_IP && item->cmsg_type == IP_PKTINFO) {
+                    struct in_pktinfo info;
+                    memcpy(&info, CMSG_DATA(item), sizeof info);
+                    memset(&box->to[i], 0, sizeof box->to[i]);
+                    box->to[i].v4.sin_family = AF_INET;
+                    box->to[i].v4.sin_addr = info.ipi_spec_dst;
+                } else if (item->cmsg_level == IPPROTO_IPV6 && item->cmsg_type == IPV6_PKTINFO) {
+                    struct in6_pktinfo info;
+                    memcpy(&info, CMSG_DATA(item), sizeof info);
+                    memset(&box->to[i], 0, sizeof box->to[i]);
+                    box->to[i].v6.sin6_family = AF_INET6;
+                    box->to[i].v6.sin6_addr = info.ipi6_addr;
+                    box->to[i].v6.sin6_scope_id = info.ipi6_ifindex;
                 }
             }
         }
@@ -116,11 +153,52 @@ cdef extern from *:
             if (n < 0) return box->count ? 0 : errno;
             box->size[i] = (size_t)n < box->slot ? (size_t)n : 0;
             box->segment[i] = 0;
+            box->to[i].any.sa_family = AF_UNSPEC;
             box->count++;
         }
         return 0;
     #endif
     }
+
+    #ifdef __linux__
+    static void flare_add_control(struct msghdr *head, struct cmsghdr **item, int level, int type,
+                                  const void *data, size_t size) {
+        *item = *item == NULL ? CMSG_FIRSTHDR(head) : CMSG_NXTHDR(head, *item);
+        (*item)->cmsg_level = level;
+        (*item)->cmsg_type = type;
+        (*item)->cmsg_len = CMSG_LEN(size);
+        memcpy(CMSG_DATA(*item), data, size);
+        head->msg_controllen = (char *)*item + CMSG_SPACE(size) - (char *)head->msg_control;
+    }
+
+    static void flare_set_control(struct msghdr *head, char *control, const flare_address *via,
+                                  uint16_t segment) {
+        struct cmsghdr *item = NULL;
+        memset(control, 0, FLARE_OUT_CONTROL);
+        head->msg_control = control;
+        head->msg_controllen = FLARE_OUT_CONTROL;
+        if (segment) {
+            flare_add_control(head, &item, SOL_UDP, UDP_SEGMENT, &segment, sizeof segment);
+            if (via->any.sa_family != AF_UNSPEC) head->msg_controllen = FLARE_OUT_CONTROL;
+        }
+        if (via->any.sa_family == AF_INET) {
+            struct in_pktinfo info;
+            memset(&info, 0, sizeof info);
+            info.ipi_spec_dst = via->v4.sin_addr;
+            flare_add_control(head, &item, IPPROTO_IP, IP_PKTINFO, &info, sizeof info);
+        } else if (via->any.sa_family == AF_INET6) {
+            struct in6_pktinfo info;
+            memset(&info, 0, sizeof info);
+            info.ipi6_addr = via->v6.sin6_addr;
+            info.ipi6_ifindex = via->v6.sin6_scope_id;
+            flare_add_control(head, &item, IPPROTO_IPV6, IPV6_PKTINFO, &info, sizeof info);
+        }
+        if (item == NULL) {
+            head->msg_control = NULL;
+            head->msg_controllen = 0;
+        }
+    }
+    #endif
 
     /* Send from `first` on; returns the first datagram that the socket has no room for, or the count. One
        that cannot be sent at all is counted in `errors` and passed over. `*gso` turns 0 where the kernel
@@ -130,7 +208,7 @@ cdef extern from *:
         struct mmsghdr messages[FLARE_MESSAGES];
         struct iovec pieces[FLARE_CHUNK];
         int end[FLARE_MESSAGES];
-        char control[FLARE_MESSAGES][CMSG_SPACE(sizeof(uint16_t))];
+        char control[FLARE_MESSAGES][FLARE_OUT_CONTROL];
         int i, at, n, count;
         while (first < box->count) {
             for (count = 0, at = first; count < FLARE_MESSAGES && at < box->count; count++) {
@@ -149,17 +227,7 @@ cdef extern from *:
                 head->msg_namelen = flare_address_size(&box->address[box->to[start]]);
                 head->msg_iov = &pieces[start];
                 head->msg_iovlen = at - start;
-                if (at - start > 1) {
-                    struct cmsghdr *item;
-                    uint16_t segment = step;
-                    head->msg_control = control[count];
-                    head->msg_controllen = sizeof control[count];
-                    item = CMSG_FIRSTHDR(head);
-                    item->cmsg_level = SOL_UDP;
-                    item->cmsg_type = UDP_SEGMENT;
-                    item->cmsg_len = CMSG_LEN(sizeof segment);
-                    memcpy(CMSG_DATA(item), &segment, sizeof segment);
-                }
+                flare_set_control(head, control[count], &box->via[box->to[start]], at - start > 1 ? step : 0);
                 end[count] = at;
             }
             for (i = 0; i < count;) {
@@ -198,6 +266,14 @@ cdef extern from *:
         }
         return first;
     #endif
+    }
+
+    static int flare_is_named(const flare_address *a) {
+        return a->any.sa_family != AF_UNSPEC;
+    }
+
+    static void flare_unname(flare_address *a) {
+        a->any.sa_family = AF_UNSPEC;
     }
 
     static int flare_has_gso(void) {
@@ -253,6 +329,7 @@ cdef extern from *:
         flare_address* from_ "from"
         size_t* size
         size_t* segment
+        flare_address* to
 
     ctypedef struct flare_outbox:
         int count
@@ -263,11 +340,15 @@ cdef extern from *:
         size_t* size
         int addresses
         flare_address* address
+        flare_address* via
 
     int flare_inbox_open(flare_inbox* box, int fd, bint gro) noexcept nogil
     void flare_inbox_free(flare_inbox* box) noexcept nogil
     int flare_receive(int fd, flare_inbox* box) noexcept nogil
     int flare_send(int fd, flare_outbox* box, int first, int* gso) noexcept nogil
+    bint flare_tell_destination(int fd) noexcept nogil
+    bint flare_is_named(const flare_address* a) noexcept nogil
+    void flare_unname(flare_address* a) noexcept nogil
     bint flare_has_gso() noexcept nogil
     bint flare_host(const flare_address* a, char* out, size_t size) noexcept nogil
     bint flare_parse(const char* host, int port, flare_address* out) noexcept nogil

@@ -9,10 +9,12 @@ RAW: Final = 5
 
 CID: Final = 8
 
-Address = tuple[str, int]
+Address = tuple[str, int] | tuple[str, int, str]
+"""Host and port of a peer; a third item is our address that it sent to, from which answers leave."""
+
 Datagram = tuple[int, object, bytes, Address]
 
-def address(host: str, port: int) -> Address:
+def address(host: str, port: int) -> tuple[str, int]:
     """(host, port) as `Datagrams.receive` would name it. UsageError for what is no IP address."""
 
 class Datagrams:
@@ -39,6 +41,8 @@ class Datagrams:
 
     def receive(self, unsolicited: int = 64) -> list[Datagram] | None:
         """One batch as (kind, owner, data, from); None when there is nothing. OSError.
+
+        On a socket that is bound to a wildcard, `from` says which address of ours it came to.
 
         ROUTED has a connection id in `routes`, RESET ends in a token of `tokens`, RAW comes from an
         `expected` host: these have an owner. INITIAL may start a connection, VERSION does so in an unknown

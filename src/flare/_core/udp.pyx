@@ -17,10 +17,13 @@ from flare._core.datagram cimport (
     flare_inbox,
     flare_inbox_free,
     flare_inbox_open,
+    flare_is_named,
     flare_outbox,
     flare_parse,
     flare_receive,
     flare_send,
+    flare_tell_destination,
+    flare_unname,
 )
 from flare._core.sockets cimport flare_address, flare_port
 from flare.errors import UsageError
@@ -73,6 +76,12 @@ cdef tuple _named(const flare_address* from_):
     return ((<bytes>host).decode(), flare_port(from_))
 
 
+cdef tuple _named_with(const flare_address* from_, const flare_address* to):
+    """The sender, and where it came to if the socket is bound to a wildcard."""
+    cdef tuple name = _named(from_)
+    return (name[0], name[1], _named(to)[0]) if flare_is_named(to) else name
+
+
 cdef class Datagrams:
     """See udp.pyi."""
 
@@ -95,6 +104,7 @@ cdef class Datagrams:
         if has_gro < 0:
             raise MemoryError
         self.fd = fd
+        flare_tell_destination(fd)
         self.gro = has_gro
         self._gso = gso and flare_has_gso()
         self.routes = {}
@@ -115,7 +125,8 @@ cdef class Datagrams:
         cdef size_t at, size, step
         cdef unsigned char* data
         cdef flare_address* from_
-        cdef flare_address last
+        cdef flare_address* to
+        cdef flare_address last, last_to
         cdef tuple name = None
         cdef list out = []
         cdef int kind
@@ -127,9 +138,13 @@ cdef class Datagrams:
             raise OSError(error, os.strerror(error))
         for i in range(self._inbox.count):
             from_ = &self._inbox.from_[i]
-            if name is not None and memcmp(from_, &last, sizeof(last)) != 0:
+            to = &self._inbox.to[i]
+            if name is not None and not (
+                memcmp(from_, &last, sizeof(last)) == 0 and memcmp(to, &last_to, sizeof(last_to)) == 0
+            ):
                 name = None
             memcpy(&last, from_, sizeof(last))
+            memcpy(&last_to, to, sizeof(last_to))
             data = self._inbox.memory + i * self._inbox.slot
             size = self._inbox.size[i]
             step = self._inbox.segment[i] or size
@@ -143,7 +158,7 @@ cdef class Datagrams:
                 if kind != KIND_ROUTED and kind != KIND_RESET:
                     if self.expected:
                         if name is None:
-                            name = _named(from_)
+                            name = _named_with(from_, to)
                         if kind != KIND_INITIAL and (<str>name[0]) in self.expected:
                             kind = KIND_RAW
                             self._owner = self.expected[name[0]]
@@ -153,7 +168,7 @@ cdef class Datagrams:
                         continue
                     unsolicited -= 1
                 if name is None:
-                    name = _named(from_)
+                    name = _named_with(from_, to)
                 out.append((kind, self._owner, PyBytes_FromStringAndSize(<char*>data + at, step), name))
                 at += step
         self._owner = None
@@ -215,6 +230,10 @@ cdef class Datagrams:
                 to = item[1]
                 if to is not last:
                     _parse((<tuple?>to)[0], to[1], &box.address[box.addresses])
+                    if len(<tuple>to) > 2:
+                        _parse(to[2], 0, &box.via[box.addresses])
+                    else:
+                        flare_unname(&box.via[box.addresses])
                     box.addresses += 1
                     last = to
                 i = box.count

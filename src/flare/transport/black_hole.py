@@ -1,4 +1,4 @@
-"""Networks that swallow all UDP, or all IPv6: noticed, so that dials do not wait for them (as go-libp2p does).
+"""Networks that swallow all UDP or all IPv6: noticed, so that dials do not wait for them, as in go-libp2p.
 
 Counted are dials to public addresses. Of one kind, the last TRIES are looked at once there are as many: with
 fewer than SUCCESSES among them the kind is blocked, and only every TRIES-th dial to a peer still tries it.

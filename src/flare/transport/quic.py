@@ -31,7 +31,7 @@ from flare.transport.quic_engine import Address, Engine, Initial
 from flare.transport.quic_session import QuicSession
 from flare.transport.sockets import IpAddress, interface_addresses
 from flare.transport.tasks import Tasks
-from flare.transport.udp import UdpSocket, address, udp_socket
+from flare.transport.udp import UdpSocket, address, local_ip, udp_socket
 from flare.wire.keys import Identity, PublicKey
 from flare.wire.multiaddr import Multiaddr
 from flare.wire.peer_id import PeerId
@@ -202,7 +202,7 @@ class QuicTransport:
         proved = original is not None
         source = self.admission.source(ip) if proved else None  # whose address it is, nobody knows yet
         if why := self.admission.refuses(source, len(self.connections)):
-            log.debug("refused %s port %d: %s", *remote, why)
+            log.debug("refused %s port %d: %s", *remote[:2], why)
             return
         self._accept(socket, initial, original, data, remote, now, source)
 
@@ -234,7 +234,7 @@ class QuicTransport:
 
         def closed(reason: BaseException | None) -> None:
             over()
-            log.debug("handshake with %s port %d: %s", *remote, reason)
+            log.debug("handshake with %s port %d: %s", *remote[:2], reason)
 
         def established() -> None:
             over()
@@ -383,12 +383,14 @@ class QuicTransport:
     ) -> Connection:
         assert verifier.found is not None
         socket = session.socket
-        host, port = session.remote
+        host, port = session.remote[:2]
+        came_to = session.remote[2:] or (local_ip(session.remote) if socket.ip.is_unspecified else "",)
+        local = came_to[0] or str(socket.ip)
         connection = Connection(
             session,
             verifier.found,
             local_peer=self._identity.peer_id,
-            local_addr=_multiaddr(socket.ip, socket.port),
+            local_addr=_multiaddr(ipaddress.ip_address(local), socket.port),
             remote_addr=remote_addr or _multiaddr(ipaddress.ip_address(host), port),
             initiator=initiator,
             config=self._config,

@@ -15,7 +15,7 @@ ALPN: Final = "libp2p"
 VERSION_1: Final = 1
 NO_ERROR: Final = 0  # libp2p's only application error code, of connections and of streams
 
-Address = tuple[str, int]
+Address = tuple[str, int] | tuple[str, int, str]  # see flare._core.udp
 Verify = Callable[[Sequence[bytes]], None]
 """Judges the certificates that a peer showed, in DER; raises AuthenticationFailed."""
 

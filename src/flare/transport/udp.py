@@ -244,3 +244,12 @@ def udp_socket(ip: IpAddress, port: int) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def local_ip(remote: Address) -> str:
+    """The address of ours that the kernel sends to `remote` from; "" when there is no way there."""
+    family = socket.AF_INET6 if ":" in remote[0] else socket.AF_INET
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect(remote[:2])  # sends nothing
+        return str(probe.getsockname()[0])
+    return ""
