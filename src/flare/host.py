@@ -135,7 +135,7 @@ class Host:
             self.config,
             on_connection=self._adopt,
             direct_to=self._direct_to,
-            is_public=self._is_public,
+            is_public=self.is_public,
         )
         self._observed = ObservedAddresses(
             listeners=lambda: self._listen_addrs,
