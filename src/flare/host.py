@@ -192,9 +192,9 @@ class Host:
 
     def _register_own_protocols(self) -> None:
         own = self.handlers.add
-        own(ping.PROTOCOL, ping.PingServer().serve, allow_limited=True)
-        own(identify.PROTOCOL, self._serve_identify, allow_limited=True)
-        own(identify.PUSH_PROTOCOL, self._serve_identify_push, allow_limited=True)
+        own(ping.PROTOCOL, ping.PingServer().serve, allow_limited=True, price=1)
+        own(identify.PROTOCOL, self._serve_identify, allow_limited=True, price=1, at_once=8)
+        own(identify.PUSH_PROTOCOL, self._serve_identify_push, allow_limited=True, price=16, at_once=2)
         if self._relay_addrs:
             own(stop.PROTOCOL, self._serve_stop)
         if self._puncher is not None:

@@ -366,5 +366,7 @@ class TestIdentify:
                         await stream.write(payload)
 
             payloads = [b"", b"\0", b"\x05\xff\xff\xff\xff\xff", b"\xff" * 20, bytes(70 * KIB), b"\x02\x1a\0"]
-            await asyncio.gather(*(push(payloads[n % len(payloads)]) for n in range(120)))
+            await asyncio.gather(*(push(payload) for payload in payloads))
             assert await connection.ping() > 0
+            await asyncio.gather(*(push(payloads[n % len(payloads)]) for n in range(120)))
+            await eventually(lambda: connection.closed, "it is cut off")

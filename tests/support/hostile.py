@@ -51,6 +51,7 @@ async def raw(addr: Multiaddr, source: str = "") -> AsyncIterator[socket.socket]
     """A TCP connection to `addr`, from the IP `source` if given, that has said nothing."""
     with socket.socket() as sock:
         sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if source:
             sock.bind((source, 0))
         await asyncio.get_running_loop().sock_connect(sock, (str(addr.ip), addr.port))

@@ -92,6 +92,7 @@ class End:
         self.close_reason: BaseException | None = None
         self.handlers: dict[str, Handler] = {}
         self.opened: list[str] = []
+        self.charged: list[tuple[float, str]] = []
         self.tasks: set[asyncio.Task[None]] = set()
         self.latency = 0.0
         self._gone = asyncio.Event()
@@ -105,6 +106,10 @@ class End:
     @property
     def is_relayed(self) -> bool:
         return self.relay is not None
+
+    def charge(self, price: float, what: str) -> bool:
+        self.charged.append((price, what))
+        return True
 
     def open_stream(
         self, *protocols: str, allow_limited: bool = False, lazy: bool = False, timeout: float | None = None

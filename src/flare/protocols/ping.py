@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Callable
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 PROTOCOL: Final = "/ipfs/ping/1.0.0"
 SIZE: Final = 32  # bytes
 STREAMS_PER_CONNECTION: Final = 2  # inbound, at once
+BATCH: Final = 64  # pings echoed together when they come together
+BURST: Final = 200  # pings of a stream that are answered at once, and
+RATE: Final = 100  # ... a second after that: a flood waits in its own window
 
 
 class Pinger:
@@ -58,15 +62,20 @@ async def ping(connection: Connection, *, timeout: float = TIMEOUTS.ping) -> flo
 
 async def serve(stream: Stream, *, idle: float = TIMEOUTS.ping_idle) -> None:
     """Echo until the peer closes its side; StreamClosed if within a ping, TimedOut after `idle` seconds."""
+    spent = 0.0  # the time up to which pings are paid for
     while True:
         async with within(idle, "a ping"):
-            payload = await stream.read(SIZE)
+            payload = await stream.read(SIZE * BATCH)
             if not payload:
                 await stream.close()
                 return
-            if len(payload) < SIZE:
-                payload += await stream.read_exactly(SIZE - len(payload))
+            if short := -len(payload) % SIZE:
+                payload += await stream.read_exactly(short)
             await stream.write(payload)
+        now = time.monotonic()
+        spent = max(spent, now - BURST / RATE) + len(payload) / SIZE / RATE
+        if spent > now:
+            await asyncio.sleep(spent - now)
 
 
 class PingServer:

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 from weakref import ref
 
 from flare.config import Config, Timeouts
@@ -17,11 +17,13 @@ from flare.errors import (
     LimitedConnection,
     ProtocolNotSupported,
     PunchFailed,
+    ResourceLimit,
     TimedOut,
     UsageError,
 )
 from flare.transport import multistream
 from flare.transport.ask import OnAnswer, Question
+from flare.transport.conduct import Conduct
 from flare.transport.deadline import within
 from flare.transport.stream import Stream, StreamCore
 from flare.transport.tasks import Tasks
@@ -32,6 +34,9 @@ from flare.wire.peer_id import PeerId
 
 log = logging.getLogger("flare.transport")
 
+MAX_NEGOTIATING: Final = 4096  # inbound streams of one host, at once: defends memory. Beyond, a connection
+NEGOTIATING_SHARE: Final = 16  # ... gets no more than so many
+
 # It may do all there is to do when it is called, and return None: that costs no task.
 StreamHandler = Callable[[Stream], Awaitable[None] | None]
 
@@ -41,25 +46,43 @@ class StreamHandlers:
 
     def __init__(self) -> None:
         self._handlers: dict[str, tuple[StreamHandler, bool]] = {}
+        self._terms: dict[str, tuple[float, int]] = {}
+        self.negotiating = 0  # streams of all connections that these handlers serve
 
-    def add(self, protocol: str, handler: StreamHandler, *, allow_limited: bool = False) -> None:
+    def add(
+        self,
+        protocol: str,
+        handler: StreamHandler,
+        *,
+        allow_limited: bool = False,
+        price: float = 0.0,
+        at_once: int = 0,
+    ) -> None:
         """Let `handler` answer `protocol`, with `allow_limited` also over limited connections.
 
-        UsageError when the protocol has a handler, or cannot be a name.
+        A connection may have `at_once` such streams being answered (0: no limit), and each costs it `price`
+        (flare.transport.conduct). UsageError when the protocol has a handler, or cannot be a name.
         """
         if protocol in self._handlers:
             raise UsageError(f"{protocol} has a handler")
         multistream.encode(protocol)  # UsageError for what cannot be a name
         self._handlers[protocol] = (handler, allow_limited)
+        if price or at_once:
+            self._terms[protocol] = (price, at_once)
 
     def remove(self, protocol: str) -> None:
         """Answer it no more. Streams that are open go on."""
         self._handlers.pop(protocol, None)
+        self._terms.pop(protocol, None)
 
     def find(self, protocol: str, *, limited: bool) -> StreamHandler | None:
         """The handler of `protocol`; None without one, or when the connection is `limited` and it may not."""
         handler, allow_limited = self._handlers.get(protocol, (None, False))
         return handler if allow_limited or not limited else None
+
+    def terms(self, protocol: str) -> tuple[float, int]:
+        """The price of a stream, and how many at once (0: no limit)."""
+        return self._terms.get(protocol, (0.0, 0))
 
     @property
     def protocols(self) -> tuple[str, ...]:
@@ -140,6 +163,9 @@ class Connection:
         )
         self._streams: set[ref[Stream]] = set()
         self._negotiating = 0
+        self._answering: dict[str, int] | None = None  # streams of protocols that have a limit
+        self._conduct: Conduct | None = None
+        self.misbehaved = False  # it was cut off for what the peer did
         self._ended: asyncio.Future[None] | None = None  # made for who waits
         self._on_closed: tuple[Callable[[Connection], None], ...] = ()
         link.on_close = self._link_closed
@@ -253,12 +279,33 @@ class Connection:
     # Streams of the peer
 
     def _link_stream(self, core: StreamCore) -> None:
-        if self._negotiating + len(self._unserved or ()) >= self._max_negotiating:
+        if self._negotiating + len(self._unserved or ()) >= self._max_negotiating or self._crowded():
             core.reset()
+            self.charge(1, "streams that were never agreed on")
         elif self._handlers is None:
             self._unserved = [*(self._unserved or ()), core]
         else:
             self._serve_now(self._adopt(core), self._handlers)
+
+    def _crowded(self) -> bool:
+        """All connections together negotiate as many as they may, and this one has its share."""
+        return (
+            self._handlers is not None
+            and self._handlers.negotiating >= MAX_NEGOTIATING
+            and self._negotiating >= NEGOTIATING_SHARE
+        )
+
+    def charge(self, price: float, what: str) -> bool:
+        """Let the peer pay for a fault (flare.transport.conduct). False: it is cut off, because of `what`."""
+        if self._conduct is None:
+            self._conduct = Conduct()
+        if self._conduct.charge(price):
+            return True
+        if not self.closed:
+            self.misbehaved = True
+            log.debug("%r is cut off: too many %s", self, what, extra={"peer": str(self.remote_peer)})
+            self.abort(f"too many {what}")
+        return False
 
     def _serve_now(self, stream: Stream, handlers: StreamHandlers) -> None:
         """Negotiate an inbound stream and handle it, as far as that goes with what has come.
@@ -279,9 +326,7 @@ class Connection:
                     break
             unsent = answer[stream.core.write(answer) :] if answer else b""
             if stream.protocol and not unsent:
-                handler = handlers.find(stream.protocol, limited=self.is_limited)
-                assert handler is not None
-                rest = handler(stream)
+                rest = self._handle(stream, handlers)
                 if rest is None:
                     self._served(stream)
                     return
@@ -293,6 +338,7 @@ class Connection:
             stream.reset()
             return
         self._negotiating += 1
+        handlers.negotiating += 1
         self.tasks.start(
             self._serve(stream, handlers, listening, unsent, rest),
             f"stream {stream.core.id} of {self.remote_peer}",
@@ -313,6 +359,7 @@ class Connection:
                     rest = await self._negotiate(stream, handlers, listening, unsent)
             finally:
                 self._negotiating -= 1
+                handlers.negotiating -= 1
             if rest is not None:
                 await rest
         except (FlareError, OSError) as error:
@@ -334,8 +381,32 @@ class Connection:
                 await stream.write(unsent)
         if not stream.protocol:
             stream.protocol = await multistream.resume(stream, listening, self.timeouts.negotiate)
+        return self._handle(stream, handlers)
+
+    def _handle(self, stream: Stream, handlers: StreamHandlers) -> Awaitable[None] | None:
+        """Call the handler, if the protocol's terms allow it. ResourceLimit."""
         handler = handlers.find(stream.protocol, limited=self.is_limited)
-        return handler(stream) if handler is not None else None
+        if handler is None:  # it is gone since the peer was told
+            return None
+        price, at_once = handlers.terms(stream.protocol)
+        if price and not self.charge(price, f"requests of {stream.protocol}"):
+            raise ResourceLimit(f"too many requests of {stream.protocol}")
+        if at_once and self._answering is not None and self._answering.get(stream.protocol, 0) >= at_once:
+            self.charge(1, f"streams of {stream.protocol} at once")
+            raise ResourceLimit(f"{at_once} streams of {stream.protocol} are open")
+        rest = handler(stream)
+        if not at_once or rest is None:
+            return rest
+        if self._answering is None:
+            self._answering = {}
+        self._answering[stream.protocol] = self._answering.get(stream.protocol, 0) + 1
+        return self._counted(rest, stream.protocol, self._answering)
+
+    async def _counted(self, rest: Awaitable[None], protocol: str, answering: dict[str, int]) -> None:
+        try:
+            await rest
+        finally:
+            answering[protocol] -= 1
 
     def _served(self, stream: Stream) -> None:
         if not stream.kept:
@@ -343,6 +414,8 @@ class Connection:
 
     def _failed(self, stream: Stream, error: FlareError | OSError) -> None:
         log.debug("%r failed: %s", stream, error, extra=self._context(stream))
+        if not stream.protocol:
+            self.charge(1, "streams that were never agreed on")
         if not stream.closed:  # closed in good order, with an answer that a reset would overtake
             stream.reset()
 

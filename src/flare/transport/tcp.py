@@ -37,6 +37,7 @@ from flare.wire.peer_id import PeerId
 log = logging.getLogger("flare.transport.tcp")
 
 ACCEPTS_A_TURN: Final = 64  # connections accepted before the loop runs something else
+MISBEHAVED: Final = 16  # newcomers that an address loses when a peer there was cut off
 ACCEPT_PAUSE: Final = 0.1  # seconds without accepting after accept() failed
 _PORT_TAKEN: Final = frozenset((errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES, errno.EINVAL))
 
@@ -223,10 +224,15 @@ class TcpTransport:
             return
         self.admission.end(sock)
         self.admission.opened(source)
-        connection.add_close_callback(lambda _: self.admission.closed(source))
+        connection.add_close_callback(partial(self._left, source))
         wanted = self.expected.of(connection.remote_peer)
         if wanted is None or not wanted.waiting.secured(connection):
             self._on_connection(connection)
+
+    def _left(self, source: Hashable | None, connection: Connection) -> None:
+        self.admission.closed(source)
+        if connection.misbehaved:
+            self.admission.penalize(source, MISBEHAVED)
 
     # Dialling
 

@@ -46,6 +46,8 @@ log = logging.getLogger("flare.protocols.relay")
 
 PROTOCOL: Final = HOP_PROTOCOL
 RelayEvent = ReservationMade | CircuitOpened | CircuitClosed
+MAX_WAITING: Final = 64  # streams of a connection without a request yet: defends memory
+RESERVE_PRICE: Final = 4  # of flare.transport.conduct: each costs a signature
 _MAX_DURATION: Final = (1 << 32) - 1  # Limit.duration is a uint32
 
 
@@ -87,6 +89,7 @@ class HopService:
         self._clock_ns = clock_ns
         self._draining = self._closed = False
         self._running: dict[Circuit, Splice] = {}
+        self._waiting: Counter[Connection] = Counter()  # streams without a request yet
         self._told: tuple[Multiaddr, ...] = ()  # our addresses, and
         self._own: tuple[Multiaddr, ...] = ()  # ... those that a reservation names, with our id
         self._ends: dict[Circuit, tuple[Connection, Connection]] = {}
@@ -175,15 +178,27 @@ class HopService:
 
     async def serve(self, stream: Stream) -> None:
         """One request; for a CONNECT it returns when the circuit is over."""
+        frame = await self._request(stream)
+        if frame is not None:
+            await _finished(self._act(stream, frame))
+
+    async def _request(self, stream: Stream) -> bytes | None:
+        """Wait for it; None when none comes, and then the stream is answered."""
+        connection = stream.connection
+        self._waiting[connection] += 1
         try:
             async with within(self._timeouts.relay_message, "a request to the relay"):
-                frame = await stream.read_frame(MESSAGE_LIMIT)
+                return await stream.read_frame(MESSAGE_LIMIT)
         except (DecodeError, StreamClosed):
             await _finished(self._malformed(stream, Status.MALFORMED_MESSAGE))
         except (NetworkError, TimeoutError):
+            connection.charge(1, "streams to the relay without a request")
             stream.reset()
-        else:
-            await _finished(self._act(stream, frame))
+        finally:
+            self._waiting[connection] -= 1
+            if not self._waiting[connection]:
+                del self._waiting[connection]
+        return None
 
     def serve_now(self, stream: Stream) -> Awaitable[None] | None:
         """As `serve`, without a task for a RESERVE that is all here: None when it is done."""
@@ -194,7 +209,13 @@ class HopService:
         except NetworkError:
             stream.reset()
             return None
-        return self.serve(stream) if frame is None else self._act(stream, frame)
+        if frame is not None:
+            return self._act(stream, frame)
+        if self._waiting[stream.connection] >= MAX_WAITING:
+            stream.connection.charge(1, "streams to the relay without a request")
+            stream.reset()
+            return None
+        return self.serve(stream)
 
     def _act(self, stream: Stream, frame: bytes) -> Awaitable[None] | None:
         try:
@@ -220,6 +241,7 @@ class HopService:
         else:
             status, answer = answer, HopMessage(type=HopType.STATUS, status=answer)
         self.counters.reserve_answers[status] += 1
+        connection.charge(RESERVE_PRICE, "reservations")
         log.debug("reservation of %s: %s", peer, status.name)
         return self._answer(stream, answer)
 
@@ -305,6 +327,7 @@ class HopService:
             self.counters.connect_answers[refused.status] += 1
             self.counters.connect_refused[refused.reason] += 1
             log.debug("no circuit from %s to %s: %s", source, target, refused)
+            stream.connection.charge(1, "circuits that were refused")
             await _finished(self._answer(stream, HopMessage(type=HopType.STATUS, status=refused.status)))
             return
         onward, limit = granted.onward, granted.limit
@@ -433,6 +456,7 @@ class HopService:
 
     def _malformed(self, stream: Stream, status: Status) -> Awaitable[None] | None:
         self.counters.malformed += 1
+        stream.connection.charge(1, "malformed requests to the relay")
         return self._answer(stream, HopMessage(type=HopType.STATUS, status=status))
 
     def _answer(self, stream: Stream, message: HopMessage) -> Awaitable[None] | None:
