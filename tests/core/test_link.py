@@ -28,6 +28,7 @@ from flare.errors import (
     UsageError,
 )
 from tests.support.mux import (
+    new_engine,
     ACK,
     DATA,
     FIN,
@@ -46,10 +47,12 @@ from tests.support.mux import (
     run,
 )
 
+DRIVEN = ("calls", "threads")
+
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
-    made = Engine()
+    made = new_engine()
     yield made
     made.close()
 
@@ -107,7 +110,7 @@ class TestNoiseRecords:
         st.lists(st.integers(1, 700), max_size=30),
     )
     def test_records_may_be_cut_anywhere(self, payloads: list[bytes], sizes: list[int]) -> None:
-        engine = Engine()
+        engine = new_engine()
         peer = NoisePeer(engine)
         wire = peer.seal(frame(WINDOW, SYN, 1)) + b"".join(peer.seal(frame(DATA, 0, 1, p)) for p in payloads)
         while wire:
@@ -145,7 +148,7 @@ class TestNoiseRecords:
 
     @given(st.binary(min_size=1, max_size=60), st.data())
     def test_one_flipped_bit_ends_the_link(self, payload: bytes, data: st.DataObject) -> None:
-        engine = Engine()
+        engine = new_engine()
         peer = NoisePeer(engine)
         record = bytearray(peer.seal(frame(DATA, SYN, 1, payload)))
         record[data.draw(st.integers(2, len(record) - 1))] ^= 1 << data.draw(st.integers(0, 7))

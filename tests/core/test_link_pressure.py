@@ -10,6 +10,7 @@ import pytest
 from flare._core.engine import Engine
 from flare._core.link import WRITABLE, PlainRecords
 from tests.support.mux import (
+    new_engine,
     DATA,
     FIN,
     RST,
@@ -24,10 +25,12 @@ from tests.support.mux import (
     run_until,
 )
 
+DRIVEN = ("calls", "threads")
+
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
-    made = Engine()
+    made = new_engine()
     yield made
     made.close()
 
@@ -138,7 +141,7 @@ class TestTurns:
         payload = bytes(1 << 20)
         for near, _far in opened:
             # type: ignore[misc]
-            near.on_event = lambda flags, near=near: near.write(payload) if flags & WRITABLE else 0
+            near.on_event = lambda flags, near=near: near.write(payload) if flags == WRITABLE else 0
             near.write(payload)
         got = [0] * 4
         for _ in range(3000):

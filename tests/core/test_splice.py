@@ -17,6 +17,7 @@ from flare._core.link import LinkStream, PlainRecords
 from flare._core.splice import Splice, SpliceResult, splice
 from flare.errors import ConnectionClosed, StreamReset, UsageError
 from tests.support.mux import (
+    new_engine,
     DATA,
     FIN,
     INITIAL,
@@ -31,6 +32,8 @@ from tests.support.mux import (
     run_until,
 )
 
+DRIVEN = ("calls", "threads")
+
 
 class Circuit:
     """A -> relay -> B with a splice in the relay: `near` at A, `far` at B, each on an engine of its own or on
@@ -40,8 +43,8 @@ class Circuit:
     def __init__(
         self, *, noise: bool = True, one_engine: bool = False, sndbuf: int = 0, **limits: float
     ) -> None:
-        self.relay = Engine()
-        self.ends = self.relay if one_engine else Engine()
+        self.relay = new_engine()
+        self.ends = self.relay if one_engine else new_engine()
         self.engines = (self.relay,) if one_engine else (self.ends, self.relay)
         self.left = Pair(self.ends, self.relay, noise=noise, sndbuf=sndbuf, **limits)
         self.right = Pair(self.relay, self.ends, noise=noise, sndbuf=sndbuf, **limits)
@@ -160,7 +163,7 @@ class TestBytes:
         circuit.close()
 
     def test_a_link_may_be_spliced_to_itself(self) -> None:
-        engine = Engine()
+        engine = new_engine()
         pair = Pair(engine)
         near, a = pair.open()
         far, b = pair.open()
@@ -396,7 +399,7 @@ class TestEnds:
 
     @pytest.mark.timeout(20, method="thread")
     def test_a_link_that_dies_under_a_splice_of_two_of_its_streams(self) -> None:
-        engine = Engine()
+        engine = new_engine()
         x, y = socket.socketpair()
         limits = Limits(keepalive=0.0, send_high_water=64 * 1024)
         link = engine.attach(y.detach(), record=PlainRecords(), initiator=False, limits=limits)

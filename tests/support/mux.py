@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import struct
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from flare._core.engine import Engine
@@ -15,6 +18,27 @@ DATA, WINDOW, PING, GOAWAY = range(4)
 SYN, ACK, FIN, RST = 1, 2, 4, 8
 INITIAL = 256 * 1024
 KEYS = bytes(range(32)), bytes(range(32, 64))
+
+
+SETTLE = 10.0  # seconds that threaded engines get to come to rest
+_threads = False
+_numbers = itertools.count()
+
+
+@contextmanager
+def driven_by(what: str) -> Iterator[None]:
+    """Let `new_engine` make engines of which `what` makes the passes: "calls" of run_pass, or "threads"."""
+    global _threads
+    _threads = what == "threads"
+    try:
+        yield
+    finally:
+        _threads = False
+
+
+def new_engine(beside: Engine | None = None) -> Engine:
+    """An engine, driven as the test asks for."""
+    return Engine(thread=f"test-{next(_numbers)}" if _threads else None, beside=beside)
 
 
 class Frame(NamedTuple):
@@ -69,7 +93,7 @@ class Bare:
     """A memory link under test, facing a peer that is written by hand in plain frames."""
 
     def __init__(self, *, initiator: bool = False, **limits: float) -> None:
-        self.engine = Engine()
+        self.engine = new_engine()
         self.link = self.engine.attach_memory(
             record=PlainRecords(), initiator=initiator, limits=Limits(**({"keepalive": 0.0} | limits))
         )
@@ -98,15 +122,30 @@ class Bare:
 
 
 def run(*engines: Engine, passes: int = 3) -> None:
+    """So many passes; of engines that threads drive, until none has anything to do."""
     for _ in range(passes):
+        for engine in engines:
+            engine.run_pass(0)
+    if any(engine.threaded for engine in engines):
+        settle(*engines)
+
+
+def settle(*engines: Engine) -> None:
+    """Deliver until nothing moves any more."""
+    end = time.monotonic() + SETTLE
+    while not all(engine.idle for engine in engines):
+        assert time.monotonic() < end, "the engines do not come to rest"
         for engine in engines:
             engine.run_pass(0)
 
 
 def run_until(condition: Callable[[], Any], *engines: Engine, passes: int = 20_000) -> None:
-    for _ in range(passes):
+    end = time.monotonic() + SETTLE
+    for number in itertools.count():
         if condition():
             return
+        if number > passes and time.monotonic() > end:
+            break
         for engine in engines:
             engine.run_pass(0)
     raise AssertionError(f"not true after {passes} passes")

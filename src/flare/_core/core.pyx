@@ -9,13 +9,11 @@ cdef extern from *:
     """
     #define flare_load(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
     #define flare_swap(p, v) __atomic_exchange_n((p), (v), __ATOMIC_ACQ_REL)
-    #define flare_add(p, v) __atomic_add_fetch((p), (v), __ATOMIC_ACQ_REL)
     #define flare_cas(p, old, v) \\
         __atomic_compare_exchange_n((p), (old), (v), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
     """
     node* flare_load(node** p) noexcept nogil
     node* flare_swap(node** p, node* v) noexcept nogil
-    uint32_t flare_add(uint32_t* p, int v) noexcept nogil
     bint flare_cas(node** p, node** old, node* v) noexcept nogil
 
 
@@ -30,8 +28,10 @@ cdef core* core_new() except NULL:
     if c == NULL:
         raise MemoryError
     pthread_mutex_init(&c.mutex, NULL)
+    pthread_cond_init(&c.turn, NULL)
     c.refs = 1
-    c.wake_fd = c.poll_fd = c.timer_fd = -1
+    c.beside = c
+    c.wake_fd = c.poll_fd = c.timer_fd = c.told_fd = -1
     c.now = monotonic()
     return c
 
@@ -48,14 +48,15 @@ cdef void core_unref(core* c) noexcept nogil:
     run_orphans(c)
     while next_event(c, NULL) != NULL:
         pass
-    while c.dirty_head != NULL:
-        c.dirty_head.dirty = 0
-        c.dirty_head = c.dirty_head.dirty_next
+    while next_dirty(c) != NULL:
+        pass
     reap(c)
     for i in range(c.spare_count):
         free(c.spares[i])
     free(c.heap)
+    free(c.slots)
     free(c.scratch)
+    pthread_cond_destroy(&c.turn)
     pthread_mutex_destroy(&c.mutex)
     free(c)
 
@@ -64,28 +65,123 @@ cdef void core_unref(core* c) noexcept nogil:
 
 cdef void enter(core* c) noexcept:
     if pthread_mutex_trylock(&c.mutex) != 0:
-        # whoever holds it may need the GIL to let go (a record opened by `cryptography`)
-        with nogil:
+        flare_add(&c.waiters, 1)
+        if c.gil_free:
+            # no longer than one link's turn; letting go of the GIL could cost 5 ms, with the mutex held
             pthread_mutex_lock(&c.mutex)
+        else:
+            with nogil:
+                pthread_mutex_lock(&c.mutex)
+        flare_add(&c.waiters, -1)
+    begin(c)
+
+
+cdef inline void begin(core* c) noexcept nogil:
     c.now = monotonic()
     if flare_load(&c.orphans) != NULL:
         run_orphans(c)
 
 
+cdef core* enter_at(core** place) noexcept:
+    cdef core* c
+    while True:
+        c = place[0]
+        enter(c)
+        if c == place[0]:
+            return c
+        unlock(c)
+
+
+cdef void enter_two(core* a, core* b) noexcept:
+    enter(a if a < b else b)
+    enter(b if a < b else a)
+
+
 cdef void leave(core* c) noexcept:
-    cdef bint wake = False
+    if leave_nogil(c):
+        wake(c)
+
+
+cdef void enter_nogil(core* c) noexcept nogil:
+    pthread_mutex_lock(&c.mutex)
+    begin(c)
+
+
+cdef core* enter_at_nogil(core** place) noexcept nogil:
+    cdef core* c
+    while True:
+        c = place[0]
+        flare_add(&c.waiters, 1)
+        pthread_mutex_lock(&c.mutex)
+        flare_add(&c.waiters, -1)
+        if c == place[0]:
+            begin(c)
+            return c
+        unlock(c)
+
+
+cdef bint leave_nogil(core* c) noexcept nogil:
+    """True: wake() is to be called, with the GIL."""
+    cdef bint work = False
+    cdef bint news = False
     cdef int64_t deadline
-    if c.graves != NULL and not c.keeping:
+    if c.graves != NULL:
         reap(c)
-    if not c.woken and not c.passing and not c.closed:
+    if c.closed:
+        unlock(c)
+        return False
+    if c.threaded:
+        news = c.events_head != NULL and not c.told
+        c.told |= news
+    if not c.woken and not c.passing:
         deadline = next_deadline(c)
-        wake = c.dirty_head != NULL or c.events_head != NULL or (
+        work = c.dirty_head != NULL or (not c.threaded and c.events_head != NULL) or (
             deadline != 0 and (c.armed == 0 or deadline < c.armed)
         )
-        c.woken = wake
+        c.woken = work
+    unlock(c)
+    if news:
+        tell(c)
+    if work and c.threaded:
+        wake_poller(c)
+        return False
+    return work
+
+
+cdef void leave_pass(core* c, bint busy) noexcept nogil:
+    cdef bint news = False
+    if c.graves != NULL:
+        reap(c)
+    c.busy = busy
+    c.nap = c.lazy != 0
+    if c.threaded:
+        c.passing = False
+        c.woken = busy
+        news = c.events_head != NULL and not c.told
+        c.told |= news
+    unlock(c)
+    if news:
+        tell(c)
+
+
+cdef void unlock(core* c) noexcept nogil:
+    if c.yielded and flare_load32(&c.waiters) == 0:
+        c.yielded = False
+        pthread_cond_signal(&c.turn)
     pthread_mutex_unlock(&c.mutex)
-    if not wake:
+
+
+cdef void give_way(core* c) noexcept nogil:
+    """In a pass, where it holds nothing but the mutex: whoever waits in Python goes first."""
+    if flare_load32(&c.waiters) == 0:
         return
+    while flare_load32(&c.waiters) != 0:
+        c.yielded = True
+        pthread_cond_wait(&c.turn, &c.mutex)
+    c.now = monotonic()
+
+
+cdef void wake(core* c) noexcept:
     if c.on_wake == NULL:
         wake_poller(c)
         return
@@ -101,23 +197,70 @@ cdef void report(object callback, object error) noexcept:
     PyErr_WriteUnraisable(callback)
 
 
-cdef void enter_nogil(core* c) noexcept nogil:
-    pthread_mutex_lock(&c.mutex)
-    c.now = monotonic()
-    if flare_load(&c.orphans) != NULL:
-        run_orphans(c)
-
-
-cdef void leave_nogil(core* c) noexcept nogil:
-    if c.graves != NULL and not c.keeping:
-        reap(c)
-    pthread_mutex_unlock(&c.mutex)
-
-
 cdef void wake_poller(core* c) noexcept nogil:
     cdef uint64_t one = 1
     if c.wake_fd >= 0:
         write(c.wake_fd, &one, 8)
+
+
+cdef void tell(core* c) noexcept nogil:
+    """Make the descriptor readable that Python's loop watches for a threaded engine."""
+    cdef uint64_t one = 1
+    if c.told_fd >= 0:
+        write(c.told_fd, &one, 8)
+
+
+# Slots
+
+cdef int slots_grow(core* c) noexcept nogil:
+    cdef uint32_t cap = c.slots_cap * 2 if c.slots_cap else 64
+    cdef slot* grown = <slot*>realloc(c.slots, cap * sizeof(slot))
+    if grown == NULL:
+        return -1
+    c.slots = grown
+    c.slots_cap = cap
+    return 0
+
+
+cdef uint64_t slot_take(core* c, node* link) noexcept nogil:
+    cdef uint32_t i
+    if c.slots_free:
+        i = c.slots_free - 1
+        c.slots_free = c.slots[i].next_free
+    else:
+        if c.slots_used == c.slots_cap and slots_grow(c) < 0:
+            return NO_PLACE
+        i = c.slots_used
+        c.slots[i].generation = 0
+        c.slots_used += 1
+    c.slots[i].link = link
+    return <uint64_t>c.slots[i].generation << 32 | i
+
+
+cdef void slot_give(core* c, uint64_t place) noexcept nogil:
+    cdef uint32_t i = <uint32_t>place
+    c.slots[i].link = NULL
+    c.slots[i].generation += 1
+    c.slots[i].next_free = c.slots_free
+    c.slots_free = i + 1
+
+
+cdef node* slot_get(core* c, uint64_t place) noexcept nogil:
+    cdef uint32_t i = <uint32_t>place
+    if i >= c.slots_used or c.slots[i].generation != <uint32_t>(place >> 32):
+        return NULL
+    return c.slots[i].link
+
+
+cdef int core_reserve(core* c, uint32_t links, uint32_t timers) noexcept nogil:
+    """Make sure that so many more fit without an allocation."""
+    while c.slots_cap < c.slots_used + links:
+        if slots_grow(c) < 0:
+            return -1
+    while c.timers_cap < c.timers + timers:
+        if heap_grow(c) < 0:
+            return -1
+    return 0
 
 
 # Dirty nodes: they have something to write
@@ -132,25 +275,42 @@ cdef void set_dirty(core* c, node* n) noexcept nogil:
     else:
         c.dirty_tail.dirty_next = n
     c.dirty_tail = n
+    c.dirty_count += 1
+
+
+cdef inline node* next_dirty(core* c) noexcept nogil:
+    cdef node* n = c.dirty_head
+    if n != NULL:
+        c.dirty_head = n.dirty_next
+        if c.dirty_head == NULL:
+            c.dirty_tail = NULL
+        n.dirty = 0
+        c.dirty_count -= 1
+    return n
 
 
 cdef void flush_dirty(core* c) noexcept nogil:
-    cdef node* n = c.dirty_head
-    cdef node* following
-    c.dirty_head = c.dirty_tail = NULL
-    while n != NULL:
-        following = n.dirty_next
-        n.dirty = 0
+    cdef node* n
+    cdef uint32_t left = c.dirty_count
+    c.lazy = 0
+    while left:
+        n = next_dirty(c)
+        if n == NULL:
+            break
         n.ops.flush(n)
-        n = following
+        left -= 1
+        give_way(c)
 
 
 # Events for Python
 
 cdef void notify(core* c, node* n, uint32_t events) noexcept nogil:
     n.events |= events
-    if n.has_event:
-        return
+    if not n.has_event:
+        push_event(c, n)
+
+
+cdef inline void push_event(core* c, node* n) noexcept nogil:
     n.has_event = 1
     n.event_next = NULL
     if c.events_tail == NULL:
@@ -173,6 +333,27 @@ cdef node* next_event(core* c, uint32_t* events) noexcept nogil:
     n.events = 0
     c.counters.events += 1
     return n
+
+
+cdef void move_lists(core* c, core* to) noexcept nogil:
+    cdef node* n = c.events_head
+    cdef node* following
+    cdef uint32_t left
+    c.events_head = c.events_tail = NULL
+    while n != NULL:
+        following = n.event_next
+        push_event(n.ops.home(n), n)
+        n = following
+    for left in range(c.dirty_count, 0, -1):
+        n = next_dirty(c)
+        set_dirty(n.ops.home(n), n)
+    n = c.graves
+    c.graves = NULL
+    while n != NULL:
+        following = n.grave_next
+        n.buried = 0
+        bury(n.ops.home(n), n)
+        n = following
 
 
 # Death
@@ -255,17 +436,20 @@ cdef void heap_down(core* c, uint32_t i) noexcept nogil:
     heap_put(c, i, t)
 
 
+cdef int heap_grow(core* c) noexcept nogil:
+    cdef uint32_t cap = c.timers_cap * 2 if c.timers_cap else 64
+    cdef timer** grown = <timer**>realloc(c.heap, cap * sizeof(timer*))
+    if grown == NULL:
+        return -1
+    c.heap = grown
+    c.timers_cap = cap
+    return 0
+
+
 cdef int timer_set(core* c, timer* t, int64_t deadline) noexcept nogil:
-    cdef timer** grown
-    cdef uint32_t cap
     if t.slot == 0:
-        if c.timers == c.timers_cap:
-            cap = c.timers_cap * 2 if c.timers_cap else 64
-            grown = <timer**>realloc(c.heap, cap * sizeof(timer*))
-            if grown == NULL:
-                return -1
-            c.heap = grown
-            c.timers_cap = cap
+        if c.timers == c.timers_cap and heap_grow(c) < 0:
+            return -1
         heap_put(c, c.timers, t)
         c.timers += 1
     t.deadline = deadline

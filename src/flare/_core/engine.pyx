@@ -1,28 +1,46 @@
 """The engine drives links: one poller of its own, and a pass over C structs that holds no GIL.
 
-Its descriptor is registered with an event loop as a single reader; each wake-up makes one pass and then calls
-back, in one batch, for what concerns Python.
+Either its descriptor is registered with an event loop as a single reader; each wake-up makes one pass and then
+calls back, in one batch, for what concerns Python. Or a thread of its own makes the passes, and never takes the
+GIL; then its descriptor is readable when there is something to call back for.
 """
 
+import atexit
 import os
 import socket
+import weakref
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
+
+from flare._core.aead cimport aead_is_native
 from flare._core.core cimport (
+    NO_LINK,
     core,
     core_new,
     core_unref,
     enter,
     enter_nogil,
     fire_timers,
+    flare_add,
+    flare_load32,
+    flare_store32,
     flush_dirty,
+    give_way,
     leave,
     leave_nogil,
+    leave_pass,
     next_deadline,
     next_event,
     node,
+    pthread_cond_init,
+    pthread_mutex_init,
+    pthread_mutex_lock,
     report,
+    slot_get,
+    unlock,
+    wake_poller,
 )
 from flare._core.link cimport Link, LinkStream
 from flare._core.link_io cimport (
@@ -39,12 +57,15 @@ from flare._core.link_io cimport (
     link_read,
     link_start,
     link_writable,
+    ready_pop,
+    ready_push,
 )
 from flare._core.records cimport RecordKeys
 from flare._core.splice cimport Splice
 from flare.errors import UsageError
 
 include "poller.pxi"
+include "thread.pxi"
 
 cdef enum:
     ROUNDS = 4  # of flushing in a pass, before others get their turn
@@ -69,29 +90,58 @@ cdef bint one_pass(core* c, int64_t timeout) noexcept nogil:
     """Wait, read, parse, splice, send. False when no link was ready."""
     cdef polled ready[POLLED]
     cdef link* ln
+    cdef bint timer = False
+    cdef bint busy
     cdef int n
     cdef int i
-    cdef int bulk = 0
-    cdef size_t quantum
-    n = poller_wait(c, ready, timeout)
+    n = poller_wait(c, ready, timeout, &timer)
     enter_nogil(c)
     c.passing = 1
     c.woken = 0
     c.counters.passes += 1
+    if timer:
+        c.armed = 0
     for i in range(n):
-        ln = ready[i].link
-        if ready[i].what & WATCH_READ and ln.last_read >= BULK:
-            bulk += 1
-        if ready[i].what & WATCH_WRITE and ln.state != LINK_DEAD:
+        ln = <link*>slot_get(c, ready[i].place)
+        if ln == NULL:
+            continue
+        if ready[i].what & WATCH_WRITE:
             link_writable(ln)
-    quantum = max(<size_t>QUANTUM, <size_t>SCRATCH // <size_t>max(bulk, 1))
-    for i in range(n):
-        if ready[i].what & WATCH_READ and ready[i].link.state != LINK_DEAD:
-            link_read(ready[i].link, quantum)
+        if ready[i].what & WATCH_READ:
+            ready_push(ln, ln.last_read >= BULK)
+    serve(c)
     fire_timers(c)  # a pong that waited in the socket while nobody ran passes counts
     flush(c)
-    leave_nogil(c)
-    return n > 0
+    busy = c.readable_count[0] + c.readable_count[1] != 0 or (c.threaded and c.dirty_count > c.lazy)
+    leave_pass(c, busy)
+    return n > 0 or busy
+
+
+cdef void serve(core* c) noexcept nogil:
+    """Who has little to say is heard first, and sent on; the others share SCRATCH bytes a pass, in turn."""
+    cdef link* ln
+    cdef uint32_t few = c.readable_count[0]
+    cdef int64_t budget = SCRATCH
+    cdef size_t quantum
+    while few and c.readable[0] != NULL:
+        few -= 1
+        receive(ready_pop(c, 0), QUANTUM)
+        give_way(c)
+    if c.readable[1] == NULL:
+        return
+    if c.dirty_head != NULL:
+        flush_dirty(c)
+    quantum = max(<size_t>QUANTUM, <size_t>SCRATCH // <size_t>max(c.readable_count[1], <uint32_t>1))
+    while budget > 0 and c.readable[1] != NULL:
+        budget -= receive(ready_pop(c, 1), quantum)
+        give_way(c)
+
+
+cdef inline int64_t receive(link* ln, size_t quantum) noexcept nogil:
+    if not ln.watching & WATCH_READ:
+        return 0
+    link_read(ln, quantum)
+    return <int64_t>ln.last_read
 
 
 cdef void flush(core* c) noexcept nogil:
@@ -123,24 +173,50 @@ cdef class Engine:
     cdef readonly set links
     cdef readonly set splices
     cdef object wake
+    cdef bint delivering
+    cdef pthread_t thread
+    cdef object __weakref__
 
-    def __cinit__(self):
+    def __cinit__(self, *, thread=None, Engine beside=None):
         cdef int error
         self.links = set()
         self.splices = set()
         self.c = core_new()
+        self.c.engine = <void*>self
+        self.c.gil_free = aead_is_native()
         error = poller_open(self.c)
+        if not error and thread is not None:
+            self.c.threaded = 1
+            self.c.told_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+            error = errno if self.c.told_fd < 0 else thread_start(self.c, &self.thread, thread.encode())
         if error:
             raise OSError(error, os.strerror(error))
+        if self.c.running:
+            driven.add(self)
+        if beside is not None:
+            self.c.beside = beside.c.beside
+            beside.c.beside = self.c
 
     def __dealloc__(self):
         if self.c != NULL:
+            self.c.engine = NULL
             self.shut()
             core_unref(self.c)
 
+    cdef void halt(self):
+        """End the thread; the links stay."""
+        if self.c.running:
+            thread_stop(self.c, self.thread)
+
     cdef void shut(self):
         cdef core* c = self.c
+        cdef core* before = c.beside
+        while before.beside != c:
+            before = before.beside
+        before.beside = c.beside
+        c.beside = c
         c.on_wake = NULL
+        self.halt()
         enter(c)
         c.closed = 1
         while c.links != NULL:
@@ -149,7 +225,27 @@ cdef class Engine:
         leave(c)
 
     def fileno(self):
-        return self.c.poll_fd
+        return self.c.told_fd if self.c.threaded else self.c.poll_fd
+
+    @property
+    def threaded(self):
+        return bool(self.c.threaded)
+
+    @property
+    def idle(self):
+        cdef core* c = self.c
+        cdef bint nothing
+        enter(c)
+        nothing = (
+            c.dirty_head == NULL and c.events_head == NULL and not c.passing and not c.busy
+            and c.orphans == NULL and not poller_ready(c.poll_fd, 0)
+        )
+        leave(c)
+        return bool(nothing)
+
+    @property
+    def load(self):
+        return self.c.pairs, self.c.link_count
 
     @property
     def closed(self):
@@ -231,46 +327,64 @@ cdef class Engine:
 
     def run_pass(self, int64_t timeout_ns=0):
         cdef core* c = self.c
-        cdef int called
-        if c.closed or c.keeping:
+        if c.closed or self.delivering:
             return 0
-        c.keeping = 1
+        if c.threaded:
+            if timeout_ns:
+                with nogil:
+                    poller_ready(c.told_fd, timeout_ns)
+            return self.look()
+        self.delivering = True
         with nogil:
             run(c, timeout_ns)
         try:
-            called = self.deliver()
+            return self.deliver()
         finally:
+            self.delivering = False
             with nogil:
                 enter_nogil(c)
                 if not c.closed:
                     flush(c)
-                c.keeping = c.passing = 0
+                c.passing = 0
                 leave_nogil(c)
             enter(c)
             leave(c)  # wakes the next pass if something is left
-        return called
+
+    cdef int look(self) except -1:
+        """Call back for what the thread's passes noted."""
+        cdef uint64_t ignored
+        read(self.c.told_fd, &ignored, 8)
+        self.delivering = True
+        try:
+            return self.deliver()
+        finally:
+            self.delivering = False
 
     cdef int deliver(self) except -1:
-        """Call back for everything the pass noted. Nothing is freed meanwhile (core.keeping)."""
+        """Call back for everything that passes noted."""
         cdef core* c = self.c
-        cdef node* nodes[EVENTS]
+        cdef node* n
+        cdef PyObject* owners[EVENTS]
         cdef uint32_t events[EVENTS]
-        cdef int n = 0
+        cdef int count = 0
         cdef int i
         cdef list batch = []
         cdef list last = []
         stop = None
         enter(c)
-        while n < EVENTS:
-            nodes[n] = next_event(c, &events[n])
-            if nodes[n] == NULL:
+        c.told = 0
+        while count < EVENTS:
+            n = next_event(c, &events[count])
+            if n == NULL:
                 break
-            n += 1
+            if n.owner != NULL:
+                owners[count] = <PyObject*>n.owner
+                Py_INCREF(<object>owners[count])
+                count += 1
         leave(c)
-        for i in range(n):
-            if nodes[i].owner == NULL:
-                continue
-            owner = <object>nodes[i].owner
+        for i in range(count):
+            owner = <object>owners[i]
+            Py_DECREF(owner)
             if type(owner) is LinkStream:
                 if (<LinkStream>owner).s.hooks == NULL:
                     batch.append((owner, events[i]))
@@ -296,16 +410,16 @@ cdef class Engine:
 
     def close(self):
         cdef core* c = self.c
-        cdef bint kept = c.keeping
+        cdef bint within = self.delivering
         if c.closed:
             return
-        c.keeping = 1
+        self.delivering = True
         self.shut()
         try:
             while c.events_head != NULL:
                 self.deliver()
         finally:
-            c.keeping = kept
+            self.delivering = within
 
     @property
     def counters(self):

@@ -5,7 +5,6 @@ from flare._core.yamux cimport mux, stream
 
 cdef class Link:
     cdef link* ln
-    cdef core* c
     cdef readonly object engine
     cdef readonly object peername
     cdef public object on_stream
@@ -24,7 +23,6 @@ cdef class Link:
 
 cdef class LinkStream:
     cdef stream* s
-    cdef core* c
     cdef readonly Link link
     cdef public object on_event
 

@@ -6,7 +6,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from flare._core.core cimport core, core_ref, disown, enter, leave, set_dirty
+from flare._core.core cimport core, core_ref, disown, enter_at, enter_at_nogil, leave, leave_nogil, set_dirty, wake
 from flare._core.link_io cimport (
     END_ERRNO,
     END_KEEPALIVE,
@@ -117,7 +117,7 @@ cdef class Link:
 
     def __dealloc__(self):
         if self.ln != NULL:
-            disown(self.c, &self.ln.mux.node)
+            disown(self.ln.mux.core, &self.ln.mux.node)
 
     cdef link* use(self) except NULL:
         if self.ln == NULL:
@@ -126,10 +126,10 @@ cdef class Link:
 
     cdef void bind(self, object engine, core* c, link* ln):
         self.engine = engine
-        self.c = c
         self.ln = ln
         self.pings = {}
         core_ref(c)
+        ln.mux.wrappers = 1
         ln.mux.node.held = 1
         ln.mux.node.owner = <void*>self
 
@@ -137,6 +137,8 @@ cdef class Link:
         cdef link* ln = self.use()
         cdef mux* m = &ln.mux
         cdef stream* s
+        cdef core* c
+        cdef bint alive
         cdef LinkStream wrapper = LinkStream.__new__(LinkStream)
         if ln.state != LINK_OPEN:
             raise self.closed_error()
@@ -146,42 +148,50 @@ cdef class Link:
             raise ResourceLimit(f"{m.unacked[0]} streams wait for the peer's acknowledgement")
         if m.next_id > 0xFFFFFFFF:
             raise ResourceLimit("all stream ids of this connection are used")
-        enter(self.c)
-        s = mux_open(m) if ln.state == LINK_OPEN else NULL
+        c = enter_at(&m.core)
+        alive = ln.state == LINK_OPEN
+        s = mux_open(m) if alive else NULL
         if s != NULL:
             adopt(wrapper, self, s)
-        leave(self.c)
+        leave(c)
+        if not alive:
+            raise self.closed_error()
         if s == NULL:
             raise MemoryError
         return wrapper
 
     def close(self, uint32_t goaway_code=0):
         cdef link* ln = self.use()
-        enter(self.c)
+        cdef core* c = enter_at(&ln.mux.core)
         link_close(ln, goaway_code)
-        leave(self.c)
+        leave(c)
 
     def abort(self, reason=None):
         cdef link* ln = self.use()
-        if self.reason is None and ln.state != LINK_DEAD:
-            self.reason = ConnectionClosed(reason) if isinstance(reason, str) else reason
-        enter(self.c)
+        cdef core* c
+        given = ConnectionClosed(reason) if isinstance(reason, str) else reason
+        cdef bint alive
+        c = enter_at(&ln.mux.core)
+        alive = ln.state != LINK_DEAD
         link_abort(ln)
-        leave(self.c)
+        leave(c)
+        if alive and self.reason is None:
+            self.reason = given
 
     def ping(self, callback):
         cdef link* ln = self.use()
         cdef int i
         cdef int slot = -1
+        cdef core* c
         if ln.state != LINK_OPEN:
             raise self.closed_error()
-        enter(self.c)
+        c = enter_at(&ln.mux.core)
         for i in range(PINGS):
             if ln.mux.pings[i].sent == 0:
                 slot = i
                 mux_ping(&ln.mux, &ln.mux.pings[i])
                 break
-        leave(self.c)
+        leave(c)
         if slot < 0:
             raise ResourceLimit(f"{PINGS} pings are under way on this connection")
         self.pings[slot] = callback
@@ -191,11 +201,15 @@ cdef class Link:
         cdef Py_buffer view
         if not ln.in_memory:
             raise UsageError("feed() is for memory links")
+        cdef core* c
+        cdef bint work
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
-        enter(self.c)
         with nogil:
+            c = enter_at_nogil(&ln.mux.core)
             link_feed(ln, <const uint8_t*>view.buf, view.len)
-        leave(self.c)
+            work = leave_nogil(c)
+        if work:
+            wake(c)
         PyBuffer_Release(&view)
 
     def take_output(self):
@@ -203,21 +217,22 @@ cdef class Link:
         cdef mux* m = &ln.mux
         cdef size_t n
         cdef bytes data = b""
+        cdef core* c
         if not ln.in_memory:
             raise UsageError("take_output() is for memory links")
-        enter(self.c)
+        c = enter_at(&m.core)
         try:
             if ln.state != LINK_DEAD:
                 out_finish(&m.out)
             n = m.out.end - m.out.start
             if n and not m.out.error:
                 data = PyBytes_FromStringAndSize(<const char*>m.out.data + m.out.start, n)
-                out_sent(self.c, &m.out, n)
+                out_sent(c, &m.out, n)
                 ln.bytes_out += n
             m.blocked = 0
-            set_dirty(self.c, &m.node)
+            set_dirty(c, &m.node)
         finally:
-            leave(self.c)
+            leave(c)
         return data
 
     @property
@@ -259,8 +274,11 @@ cdef class Link:
     cdef object error(self):
         """Why the link ended, for on_close and for its streams."""
         cdef link* ln = self.ln
+        cdef core* c
         if self.reason is not None:
             return self.reason
+        c = enter_at(&ln.mux.core)  # so that all of the end is seen
+        leave(c)
         if ln.end == END_NONE or ln.end == END_LOCAL:
             return ConnectionClosed("the connection was closed here")
         if ln.end == END_VIOLATION:
@@ -301,25 +319,25 @@ cdef class Link:
         cdef LinkStream wrapper
         cdef int64_t rtts[PINGS]
         cdef int i
+        cdef core* c
         while events & MUX_ACCEPT:
-            enter(self.c)
+            wrapper = LinkStream.__new__(LinkStream)
+            c = enter_at(&ln.mux.core)
             s = mux_accepted(&ln.mux)
             if s != NULL:
-                s.node.held = 1
-            leave(self.c)
+                adopt(wrapper, self, s)
+            leave(c)
             if s == NULL:
                 break
-            wrapper = LinkStream.__new__(LinkStream)
-            adopt(wrapper, self, s)
             if self.on_stream is not None:
                 batch.append((self.on_stream, wrapper))
         if events & MUX_PONG:
-            enter(self.c)
+            c = enter_at(&ln.mux.core)
             for i in range(PINGS):
                 rtts[i] = ln.mux.pings[i].rtt
                 if rtts[i]:
                     ln.mux.pings[i].sent = ln.mux.pings[i].rtt = 0
-            leave(self.c)
+            leave(c)
             for i in range(PINGS):
                 if rtts[i]:
                     batch.append((self.pings.pop(i, None), rtts[i]))
@@ -338,10 +356,11 @@ cdef class Link:
 
 
 cdef void adopt(LinkStream wrapper, Link owner, stream* s):
+    """Between enter and leave: it calls nothing of Python's."""
     wrapper.s = s
-    wrapper.c = owner.c
     wrapper.link = owner
-    core_ref(owner.c)
+    core_ref(s.mux.core)
+    s.mux.wrappers += 1
     s.node.held = 1
     s.node.owner = <void*>wrapper
 
@@ -378,7 +397,7 @@ cdef class LinkStream:
 
     def __dealloc__(self):
         if self.s != NULL:
-            disown(self.c, &self.s.node)
+            disown(self.s.mux.core, &self.s.node)
 
     cdef stream* use(self) except NULL:
         if self.s == NULL:
@@ -401,22 +420,28 @@ cdef class LinkStream:
         cdef stream* s = self.use_here()
         cdef bytes data = None
         cdef size_t n
+        cdef core* c
+        cdef bint ended
+        cdef bint failed
         if max_bytes <= 0:
             raise UsageError("read at least 1 byte")
-        enter(self.c)
+        c = enter_at(&s.mux.core)
         try:
+            ended = s.read_closed and not s.reset_here  # also if a reset followed
+            failed = s.reset or s.lost
             n = min(<size_t>max_bytes, s.rx.size)
             if n:
                 data = PyBytes_FromStringAndSize(NULL, n)
                 stream_copy(s, <uint8_t*>PyBytes_AS_STRING(data), n)
                 stream_skip(s, n)
         finally:
-            leave(self.c)
+            leave(c)
         if n:
             return data
-        if s.read_closed and not s.reset_here:
-            return b""  # also if a reset followed
-        self.check(s)
+        if ended:
+            return b""
+        if failed:
+            self.check(s)
         return None
 
     def read_frame(self, Py_ssize_t limit):
@@ -425,10 +450,17 @@ cdef class LinkStream:
         cdef uint64_t size = 0
         cdef int state
         cdef bytes data = None
+        cdef core* c
+        cdef bint ended
+        cdef bint failed
+        cdef bint empty
         if not 0 < limit <= FRAME_MAX:
             raise UsageError(f"a frame limit from 1 to {FRAME_MAX}, not {limit}")
-        enter(self.c)
+        c = enter_at(&s.mux.core)
         try:
+            ended = s.read_closed and not s.reset_here
+            failed = s.reset or s.lost
+            empty = s.rx.size == 0
             state = frame_state(s, limit, &prefix, &size)
             if state == FRAME_WHOLE:
                 data = PyBytes_FromStringAndSize(NULL, size)
@@ -436,55 +468,62 @@ cdef class LinkStream:
                 stream_copy(s, <uint8_t*>PyBytes_AS_STRING(data), size)
                 stream_skip(s, size)
         finally:
-            leave(self.c)
+            leave(c)
         if state == FRAME_WHOLE:
             return data
         if state == FRAME_TOO_LARGE:
             raise FrameTooLarge(size, limit)
         if state == FRAME_BAD_PREFIX:
             raise DecodeError("a length prefix that is not minimal, or longer than 9 bytes")
-        if s.read_closed and not s.reset_here:
-            raise StreamClosed(f"stream {s.id} ended {'before' if s.rx.size == 0 else 'within'} a frame")
-        self.check(s)
+        if ended:
+            raise StreamClosed(f"stream {s.id} ended {'before' if empty else 'within'} a frame")
+        if failed:
+            self.check(s)
         return None
 
     def write(self, data):
         cdef stream* s = self.use_here()
         cdef Py_buffer view
         cdef size_t taken
+        cdef core* c
+        cdef bint work
         self.check(s)
         if s.write_closed:
             raise UsageError(f"write after close_write() on stream {s.id}")
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
-        enter(self.c)
         if view.len >= NOGIL_FROM:
             with nogil:
+                c = enter_at_nogil(&s.mux.core)
                 taken = stream_write(s, <const uint8_t*>view.buf, view.len)
+                work = leave_nogil(c)
+            if work:
+                wake(c)
         else:
+            c = enter_at(&s.mux.core)
             taken = stream_write(s, <const uint8_t*>view.buf, view.len)
-        leave(self.c)
+            leave(c)
         PyBuffer_Release(&view)
         return taken
 
     def close_write(self):
         cdef stream* s = self.use_here()
-        enter(self.c)
+        cdef core* c = enter_at(&s.mux.core)
         stream_close_write(s)
-        leave(self.c)
+        leave(c)
 
     def reset(self):
         cdef stream* s = self.use()
-        enter(self.c)
+        cdef core* c = enter_at(&s.mux.core)
         s.reset_here |= s.in_table
         stream_reset(s)
         stream_discard(s)
-        leave(self.c)
+        leave(c)
 
     def discard(self):
         cdef stream* s = self.use_here()
-        enter(self.c)
+        cdef core* c = enter_at(&s.mux.core)
         stream_discard(s)
-        leave(self.c)
+        leave(c)
 
     def set_priority(self, bint control):
         self.use().control = control

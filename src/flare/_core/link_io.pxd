@@ -39,6 +39,11 @@ cdef struct link:
     timer timer  # keepalive, or how long closing may take
     link* next
     link* previous
+    node* ready_next  # in core.readable
+    link* ready_previous
+    link* walk_next  # while a component is walked (splice_move.pxi)
+    uint64_t walk
+    uint64_t place  # its slot; NO_PLACE: none
     uint8_t* partial  # a record that has begun
     size_t partial_n
     size_t partial_size  # 0: none
@@ -48,6 +53,7 @@ cdef struct link:
     uint8_t state
     uint8_t end
     uint8_t watching
+    uint8_t ready  # 1 + which of core.readable it is in
     uint8_t shut
     int fd  # -1: memory link, or dead
     bint in_memory
@@ -58,6 +64,13 @@ cdef struct link:
     uint64_t bytes_in
     uint64_t bytes_out
 
+cdef int core_scratch(core* c) noexcept nogil  # makes what receives go to; -1: no memory
+cdef void ready_push(link* ln, int which) noexcept nogil
+cdef link* ready_pop(core* c, int which) noexcept nogil
+# To another engine. Both mutexes are held, core_reserve and core_scratch done; link_watch follows, once its streams'
+# splices are there too.
+cdef void link_move(link* ln, core* to) noexcept nogil
+cdef void link_watch(link* ln) noexcept nogil
 cdef link* link_new(core* c, int fd, bint initiator, int kind) noexcept nogil
 cdef void link_start(link* ln) noexcept nogil  # limits are set: watch the descriptor, start keepalive
 cdef void link_read(link* ln, size_t quantum) noexcept nogil

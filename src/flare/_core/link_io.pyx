@@ -6,7 +6,17 @@ from libc.string cimport memcpy
 from posix.unistd cimport close
 
 from flare._core.aead cimport aead_free
-from flare._core.core cimport bury, node_ops, notify, set_dirty, timer_clear, timer_set
+from flare._core.core cimport (
+    NO_PLACE,
+    bury,
+    node_ops,
+    notify,
+    set_dirty,
+    slot_give,
+    slot_take,
+    timer_clear,
+    timer_set,
+)
 from flare._core.records cimport (
     NOISE_HEADER,
     NOISE_TAG,
@@ -52,12 +62,16 @@ cdef extern from "<sys/uio.h>" nogil:
     ssize_t readv(int fd, const iovec* parts, int n)
 
 
-cdef link* link_new(core* c, int fd, bint initiator, int kind) noexcept nogil:
-    cdef link* ln
+cdef int core_scratch(core* c) noexcept nogil:
     if c.scratch == NULL:
         c.scratch = <uint8_t*>malloc(SCRATCH_FRONT + SCRATCH)
-        if c.scratch == NULL:
-            return NULL
+    return 0 if c.scratch != NULL else -1
+
+
+cdef link* link_new(core* c, int fd, bint initiator, int kind) noexcept nogil:
+    cdef link* ln
+    if core_scratch(c) < 0:
+        return NULL
     ln = <link*>calloc(1, sizeof(link))
     if ln == NULL:
         return NULL
@@ -68,19 +82,48 @@ cdef link* link_new(core* c, int fd, bint initiator, int kind) noexcept nogil:
     ln.kind = <uint8_t>kind
     ln.fd = fd
     ln.in_memory = fd < 0
+    ln.place = NO_PLACE
     ln.timer.subject = &ln.mux.node
     ln.timer.fire = link_timer
     return ln
 
 
-cdef void link_start(link* ln) noexcept nogil:
+cdef void list_link(link* ln) noexcept nogil:
     cdef core* c = ln.mux.core
     cdef link* first = <link*>c.links
     ln.next = first
     if first != NULL:
         first.previous = ln
     c.links = &ln.mux.node
+    c.link_count += 1
+    if ln.fd >= 0:
+        ln.place = slot_take(c, &ln.mux.node)
+
+
+cdef void unlist_link(link* ln) noexcept nogil:
+    cdef core* c = ln.mux.core
+    if ln.next != NULL:
+        ln.next.previous = ln.previous
+    if ln.previous != NULL:
+        ln.previous.next = ln.next
+        c.link_count -= 1
+    elif c.links == &ln.mux.node:
+        c.links = <node*>ln.next
+        c.link_count -= 1
+    ln.next = ln.previous = NULL
+    if ln.place != NO_PLACE:
+        slot_give(c, ln.place)
+        ln.place = NO_PLACE
+    ready_remove(ln)
+
+
+cdef void link_start(link* ln) noexcept nogil:
+    cdef core* c = ln.mux.core
+    list_link(ln)
     ln.received_at = c.now
+    if ln.fd >= 0 and ln.place == NO_PLACE:
+        link_die(ln, END_MEMORY, 0)
+        return
     if ln.mux.limits.keepalive and timer_set(c, &ln.timer, c.now + ln.mux.limits.keepalive) < 0:
         link_die(ln, END_MEMORY, 0)
         return
@@ -105,11 +148,77 @@ cdef void watch(link* ln) noexcept nogil:
         what |= WATCH_WRITE
     if ln.fd < 0 or what == ln.watching:
         return
-    error = m.core.watch(m.core, ln.fd, ln, ln.watching, what)
+    error = m.core.watch(m.core, ln.fd, ln.place, ln.watching, what)
     if error:
         link_die(ln, END_ERRNO, error)
         return
     ln.watching = <uint8_t>what
+
+
+# Those to be read, in turn: [0] those that had little to say, [1] the others
+
+cdef void ready_push(link* ln, int which) noexcept nogil:
+    cdef core* c = ln.mux.core
+    if ln.ready:
+        return
+    ln.ready = <uint8_t>(1 + which)
+    ln.ready_next = NULL
+    ln.ready_previous = <link*>c.readable_last[which]
+    if ln.ready_previous == NULL:
+        c.readable[which] = &ln.mux.node
+    else:
+        ln.ready_previous.ready_next = &ln.mux.node
+    c.readable_last[which] = &ln.mux.node
+    c.readable_count[which] += 1
+
+
+cdef void ready_remove(link* ln) noexcept nogil:
+    cdef core* c = ln.mux.core
+    cdef int which = ln.ready - 1
+    if not ln.ready:
+        return
+    ln.ready = 0
+    if ln.ready_next != NULL:
+        (<link*>ln.ready_next).ready_previous = ln.ready_previous
+    else:
+        c.readable_last[which] = <node*>ln.ready_previous
+    if ln.ready_previous != NULL:
+        ln.ready_previous.ready_next = ln.ready_next
+    else:
+        c.readable[which] = ln.ready_next
+    c.readable_count[which] -= 1
+
+
+cdef link* ready_pop(core* c, int which) noexcept nogil:
+    cdef link* ln = <link*>c.readable[which]
+    if ln != NULL:
+        ready_remove(ln)
+    return ln
+
+
+# From one engine to another
+
+cdef void link_move(link* ln, core* to) noexcept nogil:
+    cdef core* c = ln.mux.core
+    cdef int64_t deadline = ln.timer.deadline if ln.timer.slot else 0
+    if ln.state == LINK_DEAD:
+        ln.mux.core = to
+        return
+    if ln.fd >= 0 and ln.watching:
+        c.watch(c, ln.fd, ln.place, ln.watching, WATCH_NONE)
+    ln.watching = WATCH_NONE
+    unlist_link(ln)
+    timer_clear(c, &ln.timer)
+    ln.mux.core = to
+    ln.mux.reserved = 0
+    list_link(ln)
+    if deadline:
+        timer_set(to, &ln.timer, deadline)
+
+
+cdef void link_watch(link* ln) noexcept nogil:
+    if ln.state != LINK_DEAD:
+        watch(ln)
 
 
 # In
@@ -352,22 +461,16 @@ cdef void link_die(link* ln, int end, int error) noexcept nogil:
     ln.end = <uint8_t>end
     ln.error = error
     timer_clear(c, &ln.timer)
-    if ln.next != NULL:
-        ln.next.previous = ln.previous
-    if ln.previous != NULL:
-        ln.previous.next = ln.next
-    elif c.links == &ln.mux.node:
-        c.links = <node*>ln.next
-    ln.next = ln.previous = NULL
     if ln.fd >= 0:
         if ln.watching:
-            c.watch(c, ln.fd, ln, ln.watching, WATCH_NONE)
+            c.watch(c, ln.fd, ln.place, ln.watching, WATCH_NONE)
         if end == END_VIOLATION:
             # unread input would make the kernel reset the connection, and the go-away be lost with it
             shutdown(ln.fd, SHUT_WR)
             recv(ln.fd, NULL, SCRATCH, MSG_TRUNC | MSG_DONTWAIT)
         close(ln.fd)
         ln.fd = -1
+    unlist_link(ln)
     mux_end(&ln.mux)
     if ln.in_memory and not ln.mux.out.error:
         out_finish(&ln.mux.out)  # the last words may still be taken
@@ -404,6 +507,7 @@ cdef void link_timer(node* n) noexcept nogil:
 cdef void link_orphan(node* n) noexcept nogil:
     cdef link* ln = <link*>n
     cdef stream* s
+    ln.mux.wrappers -= 1
     link_die(ln, END_LOCAL, 0)
     while True:
         s = mux_accepted(&ln.mux)
@@ -421,7 +525,12 @@ cdef void link_free(node* n) noexcept nogil:
     free(ln)
 
 
+cdef core* link_home(node* n) noexcept nogil:
+    return (<link*>n).mux.core
+
+
 cdef node_ops link_ops
+link_ops.home = link_home
 link_ops.flush = link_flush
 link_ops.orphan = link_orphan
 link_ops.free = link_free

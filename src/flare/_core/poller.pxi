@@ -8,7 +8,7 @@ from posix.unistd cimport close, read
 
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:
-        void* ptr
+        uint64_t u64
     struct epoll_event:
         uint32_t events
         epoll_data_t data
@@ -31,16 +31,25 @@ cdef extern from "<sys/timerfd.h>" nogil:
     enum: TFD_NONBLOCK
     enum: TFD_CLOEXEC
 
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+    int poll(pollfd* fds, unsigned long n, int timeout)
+    enum: POLLIN
+
 cdef extern from "<sys/eventfd.h>" nogil:
     int eventfd(unsigned int initial, int flags)
     enum: EFD_NONBLOCK
     enum: EFD_CLOEXEC
 
 cdef enum:
-    POLLED = 64  # links served in one pass; the kernel turns its list, so the next pass serves the next ones
+    POLLED = 64  # links heard of in one pass; the kernel turns its list, so the next pass hears of the next ones
+    PLACE_TIMER = NO_LINK
+    PLACE_WAKE = NO_LINK + 1
 
 cdef struct polled:
-    link* link
+    uint64_t place
     int what  # watched
 
 
@@ -53,8 +62,8 @@ cdef int poller_open(core* c) noexcept nogil:
     if c.poll_fd < 0 or c.timer_fd < 0 or c.wake_fd < 0:
         return errno
     return (
-        poller_watch(c, c.timer_fd, &c.timer_fd, 0, WATCH_READ)
-        or poller_watch(c, c.wake_fd, &c.wake_fd, 0, WATCH_READ)
+        poller_watch(c, c.timer_fd, PLACE_TIMER, 0, WATCH_READ)
+        or poller_watch(c, c.wake_fd, PLACE_WAKE, 0, WATCH_READ)
     )
 
 
@@ -65,19 +74,33 @@ cdef void poller_close(core* c) noexcept nogil:
         close(c.timer_fd)
     if c.wake_fd >= 0:
         close(c.wake_fd)
-    c.poll_fd = c.timer_fd = c.wake_fd = -1
+    if c.told_fd >= 0:
+        close(c.told_fd)
+    c.poll_fd = c.timer_fd = c.wake_fd = c.told_fd = -1
 
 
-cdef int poller_watch(core* c, int fd, void* data, int was, int what) noexcept nogil:
+cdef int poller_watch(core* c, int fd, uint64_t place, int was, int what) noexcept nogil:
     cdef epoll_event event
     cdef int op = EPOLL_CTL_MOD
     event.events = (EPOLLIN if what & WATCH_READ else 0) | (EPOLLOUT if what & WATCH_WRITE else 0)
-    event.data.ptr = data
+    event.data.u64 = place
     if not was:
         op = EPOLL_CTL_ADD
     elif not what:
         op = EPOLL_CTL_DEL
     return errno if epoll_ctl(c.poll_fd, op, fd, &event) < 0 else 0
+
+
+cdef bint poller_ready(int fd, int64_t timeout) noexcept nogil:
+    """Wait for a descriptor to be readable, no longer than `timeout` ns, below 0 for ever; or for a signal."""
+    cdef pollfd one
+    one.fd = fd
+    one.events = POLLIN
+    return poll(&one, 1, in_milliseconds(timeout)) > 0
+
+
+cdef inline int in_milliseconds(int64_t timeout) noexcept nogil:
+    return <int>min((timeout + 999999) // 1000000, <int64_t>INT_MAX) if timeout >= 0 else -1
 
 
 cdef void poller_arm(core* c, int64_t deadline) noexcept nogil:
@@ -92,25 +115,25 @@ cdef void poller_arm(core* c, int64_t deadline) noexcept nogil:
     c.armed = deadline
 
 
-cdef int poller_wait(core* c, polled* out, int64_t timeout) noexcept nogil:
-    """Up to POLLED ready links and what for; waits no longer than `timeout` ns, below 0 for ever."""
+cdef int poller_wait(core* c, polled* out, int64_t timeout, bint* timer) noexcept nogil:
+    """Up to POLLED ready links and what for; waits no longer than `timeout` ns, below 0 for ever.
+
+    `timer`: what poller_arm set has gone off. The engine's mutex is not held.
+    """
     cdef epoll_event events[POLLED]
     cdef uint64_t ignored
     cdef int count = 0
-    cdef int milliseconds = -1
     cdef int n
     cdef int i
-    if timeout >= 0:
-        milliseconds = <int>min((timeout + 999999) // 1000000, <int64_t>INT_MAX)
-    n = epoll_wait(c.poll_fd, events, POLLED, milliseconds)
+    n = epoll_wait(c.poll_fd, events, POLLED, in_milliseconds(timeout))
     for i in range(n):
-        if events[i].data.ptr == &c.timer_fd:
+        if events[i].data.u64 == PLACE_TIMER:
             read(c.timer_fd, &ignored, 8)
-            c.armed = 0
-        elif events[i].data.ptr == &c.wake_fd:
+            timer[0] = True
+        elif events[i].data.u64 == PLACE_WAKE:
             read(c.wake_fd, &ignored, 8)
         else:
-            out[count].link = <link*>events[i].data.ptr
+            out[count].place = events[i].data.u64
             out[count].what = 0
             if events[i].events & (EPOLLIN | EPOLLERR | EPOLLHUP):
                 out[count].what |= WATCH_READ

@@ -114,7 +114,12 @@ cdef void gate_free(node* n) noexcept nogil:
     free(n)
 
 
+cdef core* gate_home(node* n) noexcept nogil:
+    return (<gate*>n).core
+
+
 cdef node_ops gate_ops
+gate_ops.home = gate_home
 gate_ops.flush = gate_no_flush
 gate_ops.orphan = gate_no_flush
 gate_ops.free = gate_free
@@ -265,6 +270,16 @@ cdef int draw_attach(draw* d, core* c, bucket** buckets, int count) noexcept nog
             return -1
         d.count += 1
     return 0
+
+
+cdef int draw_move(draw* d, core* to) noexcept nogil:
+    cdef bucket* buckets[DRAWS]
+    cdef int i
+    cdef int count = d.count
+    for i in range(count):
+        buckets[i] = d.gates[i].bucket
+    draw_detach(d)  # what its gates hold is freed when the core is left
+    return draw_attach(d, to, buckets, count)
 
 
 cdef void draw_detach(draw* d) noexcept nogil:

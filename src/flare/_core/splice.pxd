@@ -15,6 +15,9 @@ cdef enum splice_reason:
     DONE_CANCELLED
 
 cdef struct way:
+    splice_pair* pair
+    way* next  # of the link that `source` belongs to, in mux.joined
+    way* previous
     stream* source
     stream* target
     uint64_t limit  # 0: none
@@ -33,7 +36,6 @@ cdef struct splice_pair:
 
 cdef class Splice:
     cdef splice_pair* p
-    cdef core* c
     cdef readonly object a
     cdef readonly object b
     cdef object on_done

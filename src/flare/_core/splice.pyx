@@ -8,24 +8,34 @@ end. So does what finds no tokens in the buckets that the splice draws from (sha
 
 from typing import NamedTuple
 
-from libc.stdint cimport int64_t, uint8_t
-from libc.stdlib cimport calloc, free
+from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, realloc
 
 from flare._core.core cimport (
     bury,
+    core,
     core_ref,
+    core_reserve,
+    core_unref,
     disown,
-    enter,
+    enter_at,
+    enter_two,
     leave,
+    move_lists,
     node,
     node_ops,
     notify,
+    timer,
     timer_clear,
     timer_set,
+    unlock,
 )
-from flare._core.link cimport LinkStream
-from flare._core.shaper cimport DRAWS, Bucket, bucket, draw, draw_allow, draw_attach, draw_detach, draw_spend
+from flare._core.link cimport Link, LinkStream
+from flare._core.link_io cimport core_scratch, link, link_move, link_watch
+from flare._core.shaper cimport DRAWS, Bucket, bucket, draw, draw_allow, draw_attach, draw_detach, draw_move, draw_spend
 from flare._core.yamux cimport (
+    mux,
     stream,
     stream_close_write,
     stream_credit,
@@ -151,12 +161,33 @@ hooks.writable = on_writable
 hooks.ended = on_ended
 
 
+cdef inline void join(way* w) noexcept nogil:
+    cdef mux* m = w.source.mux
+    w.previous = NULL
+    w.next = <way*>m.joined
+    if w.next != NULL:
+        w.next.previous = w
+    m.joined = w
+
+
+cdef inline void part(way* w) noexcept nogil:
+    if w.next != NULL:
+        w.next.previous = w.previous
+    if w.previous != NULL:
+        w.previous.next = w.next
+    else:
+        w.source.mux.joined = w.next
+
+
 cdef void finish(splice_pair* p, int reason) noexcept nogil:
     cdef stream* a = p.ways[0].source
     cdef stream* b = p.ways[1].source
     if p.reason:
         return
     p.reason = reason
+    p.core.pairs -= 1
+    part(&p.ways[0])
+    part(&p.ways[1])
     timer_clear(p.core, &p.timer)
     draw_detach(&p.ways[0].draw)
     draw_detach(&p.ways[1].draw)
@@ -185,7 +216,12 @@ cdef void pair_flush(node* n) noexcept nogil:
     pass
 
 
+cdef core* pair_home(node* n) noexcept nogil:
+    return (<splice_pair*>n).core
+
+
 cdef node_ops pair_ops
+pair_ops.home = pair_home
 pair_ops.flush = pair_flush
 pair_ops.orphan = pair_orphan
 pair_ops.free = pair_free
@@ -207,14 +243,14 @@ cdef class Splice:
 
     def __dealloc__(self):
         if self.p != NULL:
-            disown(self.c, &self.p.node)
+            disown(self.p.core, &self.p.node)
 
     def cancel(self):
         if self.p == NULL:
             raise UsageError("a Splice is made by splice()")
-        enter(self.c)
+        cdef core* c = enter_at(&self.p.core)
         finish(self.p, DONE_CANCELLED)
-        leave(self.c)
+        leave(c)
 
     @property
     def bytes_a_to_b(self):
@@ -249,38 +285,33 @@ def splice(
     cdef stream* sa = a.use_here()
     cdef stream* sb = b.use_here()
     cdef splice_pair* p
+    cdef core* c
     cdef Splice self
     cdef int64_t deadline = deadline_ns
     cdef int i
     cdef bucket* shared[DRAWS]
     cdef int count = 0
     cdef int failed = 0
+    cdef bint apart = True
     if len(buckets) > DRAWS:
         raise UsageError(f"a splice draws from at most {DRAWS} buckets")
     for each in buckets:
         shared[count] = (<Bucket?>each).b
         count += 1
-    if a.c != b.c:
-        raise UsageError("both streams of a splice belong to links of one engine")
     if sa == sb:
         raise UsageError("a stream cannot be spliced to itself")
-    a.check(sa)
-    b.check(sb)
-    if sa.write_closed or sb.write_closed:
-        raise UsageError("a stream that was closed for writing cannot be spliced")
+    check_both(a, b)
     self = Splice.__new__(Splice)
     self.a = a
     self.b = b
     self.on_done = on_done
-    self.engine = a.link.engine
     p = <splice_pair*>calloc(1, sizeof(splice_pair))
     if p == NULL:
         raise MemoryError
+    p.ways[0].pair = p.ways[1].pair = p
     p.ways[0].limit = limit_a_to_b
     p.ways[1].limit = limit_b_to_a
     p.node.ops = &pair_ops
-    p.node.held = 1
-    p.core = a.c
     p.timer.subject = &p.node
     p.timer.fire = on_deadline
     p.ways[0].source = p.ways[1].target = sa
@@ -288,27 +319,55 @@ def splice(
     for i in range(2):
         p.ways[i].draw.resume = on_tokens
         p.ways[i].draw.subject = &p.ways[i]
-    self.p = p
-    self.c = a.c
-    core_ref(a.c)
+    try:
+        while apart:
+            bring_together(sa, sb)
+            c = enter_at(&sa.mux.core)
+            apart = sb.mux.core != c
+            if apart:
+                leave(c)
+        if sa.reset or sa.lost or sb.reset or sb.lost:
+            leave(c)
+            check_both(a, b)
+    except BaseException:
+        free(p)
+        raise
+    p.core = c
+    p.node.held = 1
     p.node.owner = <void*>self
-    self.engine.splices.add(self)
-    enter(self.c)
+    self.p = p
+    core_ref(c)
     if (
-        draw_attach(&p.ways[0].draw, self.c, shared, count) < 0
-        or draw_attach(&p.ways[1].draw, self.c, shared, count) < 0
-        or (deadline and timer_set(self.c, &p.timer, deadline) < 0)
+        draw_attach(&p.ways[0].draw, c, shared, count) < 0
+        or draw_attach(&p.ways[1].draw, c, shared, count) < 0
+        or (deadline and timer_set(c, &p.timer, deadline) < 0)
     ):
         draw_detach(&p.ways[0].draw)
         draw_detach(&p.ways[1].draw)
+        p.reason = DONE_CANCELLED
         failed = 1
     else:
+        c.pairs += 1
+        join(&p.ways[0])
+        join(&p.ways[1])
         sa.hooks = sb.hooks = &hooks
         sa.hooked = sb.hooked = p
         pump(p, &p.ways[0])
         pump(p, &p.ways[1])
-    leave(self.c)
+    leave(c)
     if failed:
-        self.engine.splices.discard(self)
         raise MemoryError
+    self.engine = a.link.engine
+    self.engine.splices.add(self)
     return self
+
+
+cdef int check_both(LinkStream a, LinkStream b) except -1:
+    a.check(a.s)
+    b.check(b.s)
+    if a.s.write_closed or b.s.write_closed:
+        raise UsageError("a stream that was closed for writing cannot be spliced")
+    return 0
+
+
+include "splice_move.pxi"

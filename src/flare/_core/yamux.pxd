@@ -22,6 +22,7 @@ cdef enum:
     PONG_BURST = 64  # replies to pings: so many at once
     PONG_INTERVAL = 10000000  # ns, and then one per
     RTT_FRESH = 10000000000  # ns a measured round trip is believed
+    PROMISED = 2000000  # ns that room is kept for a stream of Python's, whose loop runs beside a threaded engine
 
 cdef enum frame_type:
     TYPE_DATA = 0
@@ -145,6 +146,7 @@ cdef struct mux:
     uint64_t next_id
     uint32_t peer_id  # the largest it opened
     uint64_t reserved_pass
+    int64_t reserved_until  # ns; threaded
     size_t reserved  # in that pass: room that was promised to streams of Python's, which write after it
     uint64_t window_total
     uint64_t buffered  # bytes in all rx queues
@@ -159,6 +161,8 @@ cdef struct mux:
     int64_t rtt_at
     int64_t pong_time  # token bucket, as the time up to which replies are spent
     uint32_t refs  # structs and frames that point here: streams, and the link itself
+    void* joined  # the ways of splices that begin here
+    uint32_t wrappers  # of Python's that live, of the link and of its streams: each counts in core.refs
     int violation
 
 cdef void mux_init(mux* m, core* c, bint initiator) noexcept nogil

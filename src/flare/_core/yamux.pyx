@@ -3,7 +3,7 @@
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
-from flare._core.core cimport bury, node, node_ops, notify, set_dirty
+from flare._core.core cimport bury, core, node, node_ops, notify, set_dirty
 from flare._core.queue cimport queue_clear, queue_copy, queue_peek, queue_push, queue_skip
 from flare._core.records cimport NOWHERE, out_finish, out_room, out_take
 
@@ -142,6 +142,7 @@ cdef void stream_free(node* n) noexcept nogil:
 
 cdef void stream_orphan(node* n) noexcept nogil:
     cdef stream* s = <stream*>n
+    s.mux.wrappers -= 1
     if s.in_table and not s.discards:
         stream_reset(s)
     if not s.in_table:
@@ -155,7 +156,12 @@ cdef void stream_flush(node* n) noexcept nogil:
         put_frame(s.mux, TYPE_WINDOW, due_flags(s), s.id, 0)
 
 
+cdef core* stream_home(node* n) noexcept nogil:
+    return (<stream*>n).mux.core
+
+
 cdef node_ops stream_ops
+stream_ops.home = stream_home
 stream_ops.flush = stream_flush
 stream_ops.orphan = stream_orphan
 stream_ops.free = stream_free
@@ -280,21 +286,30 @@ cdef void wait_remove(stream* s) noexcept nogil:
 
 cdef void mux_serve(mux* m) noexcept nogil:
     cdef stream* s
-    if m.reserved_pass != m.core.counters.passes:
-        m.reserved_pass = m.core.counters.passes
+    if m.reserved and not promised(m):
         m.reserved = 0
     while not m.dead and not m.blocked:
         s = m.wait_head[0] if m.wait_head[0] != NULL else m.wait_head[1]
         if s == NULL or room_of(m, s.control) == 0:
             return
         if room_of(m, s.control) <= m.reserved:
+            m.core.lazy += 1
             set_dirty(m.core, &m.node)  # in the next pass, if those before it do not write
             return
         wait_remove(s)
         s.allowance = TURN
         if s.hooks == NULL:
             m.reserved += TURN
+            m.reserved_pass = m.core.counters.passes
+            m.reserved_until = m.core.now + PROMISED
         resume(s)
+
+
+cdef inline bint promised(const mux* m) noexcept nogil:
+    """Whether Python may still write into the room that was kept for it."""
+    if m.core.threaded:
+        return m.core.now < m.reserved_until
+    return m.reserved_pass == m.core.counters.passes
 
 
 cdef void resume(stream* s) noexcept nogil:
@@ -310,7 +325,7 @@ cdef inline bint contested(const mux* m, bint control) noexcept nogil:
     if m.wait_head[0] != NULL:
         return True
     return not control and (
-        m.wait_head[1] != NULL or (m.reserved > 0 and m.reserved_pass == m.core.counters.passes)
+        m.wait_head[1] != NULL or (m.reserved > 0 and promised(m))
     )
 
 
