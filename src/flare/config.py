@@ -191,7 +191,11 @@ class PunchConfig:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """All of it, handed to a Host."""
+    """All of it, handed to a Host.
+
+    `data_threads` is how many threads move bytes, beside Python and without its lock: connections and
+    circuits are spread over them. 0: the event loop's thread does it, which costs an endpoint least.
+    """
 
     timeouts: Timeouts = field(default_factory=Timeouts)
     mux: MuxLimits = field(default_factory=MuxLimits)
@@ -199,3 +203,4 @@ class Config:
     host: HostLimits = field(default_factory=HostLimits)
     punch: PunchConfig = field(default_factory=PunchConfig)
     reservation: ReservationConfig = field(default_factory=ReservationConfig)
+    data_threads: int = 0

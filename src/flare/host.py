@@ -122,7 +122,7 @@ class Host:
         if self._started:
             raise UsageError("this host was closed: make a new one, with the same identity if need be")
         self._started = True
-        self._engine = LoopEngine.get()
+        self._engine = LoopEngine.get(self.config.data_threads)
         self._tcp = TcpTransport(
             self._engine, self.identity, self.config, on_connection=self._adopt, tasks=self._tasks
         )

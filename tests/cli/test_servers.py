@@ -42,6 +42,24 @@ def test_without_limits_none_is_told() -> None:
             assert listener.fact("reserved")["limit"] is None
 
 
+@pytest.mark.parametrize("threads", ["auto", "1"])
+def test_with_data_threads_it_relays_too(threads: str) -> None:
+    with running("relay", "--listen", LOOPBACK, "--no-limits", "--threads", threads, "--json") as relay:
+        addr = relay.fact("listening")["addrs"][0]
+        with running("listen", "--relay", addr, "--listen", LOOPBACK, "--json") as listener:
+            peer = listener.fact("listening")["peer"]
+            listener.fact("reserved")
+            assert run("ping", f"{addr}/p2p-circuit/p2p/{peer}", "--count", "1").returncode == 0
+            relay.fact("circuit-opened")
+
+
+@pytest.mark.parametrize("threads", ["-1", "many", "1025"])
+def test_threads_that_cannot_be(threads: str) -> None:
+    ended = run("relay", "--listen", LOOPBACK, f"--threads={threads}")
+    assert ended.returncode == 2
+    assert b"auto, or 0 to 1024" in ended.stderr
+
+
 def test_people_get_sentences() -> None:
     with running("relay", "--listen", LOOPBACK) as relay:
         assert relay.line() == "relay listening on"

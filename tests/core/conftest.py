@@ -24,7 +24,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 @pytest.fixture(autouse=True, scope="module")
 def driven(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Of modules that say `DRIVEN`: every test twice, with engines that calls drive and that threads drive."""
+    """Of modules that say `DRIVEN`: every test twice, with engines driven by calls, and by threads."""
     how = getattr(request, "param", "calls")
     with driven_by(how):
         yield how

@@ -373,9 +373,9 @@ def rss() -> int:
 class Net:
     """A few links on two engines, and one random operation at a time on whatever there is."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, engines: list[Engine]) -> None:
         self.dice = random.Random(seed)
-        self.engines = [Engine(), Engine()]
+        self.engines = engines
         self.pairs: list[Pair] = []
         self.streams: list[LinkStream] = []
         self.splices: list[Splice] = []
@@ -439,10 +439,14 @@ class Net:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_anything_in_any_order(seed: int) -> None:
+@pytest.mark.parametrize("driven_by", ["calls", "threads", "both"])
+def test_anything_in_any_order(seed: int, driven_by: str) -> None:
     """Random operations on a small net of links: nothing crashes, hangs or leaks a descriptor."""
     before = descriptors()
-    net = Net(seed)
+    first = Engine(thread=None if driven_by == "calls" else "test-0")
+    second = Engine(thread="test-1" if driven_by == "threads" else None, beside=first)
+    net = Net(seed, [first, second])
+    del first, second
     for _ in range(3000):
         net.act()
     net.leave()

@@ -28,7 +28,6 @@ from flare.errors import (
     UsageError,
 )
 from tests.support.mux import (
-    new_engine,
     ACK,
     DATA,
     FIN,
@@ -43,6 +42,7 @@ from tests.support.mux import (
     exchange,
     frame,
     frames,
+    new_engine,
     noise_keys,
     run,
 )

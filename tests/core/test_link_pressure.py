@@ -10,7 +10,6 @@ import pytest
 from flare._core.engine import Engine
 from flare._core.link import WRITABLE, PlainRecords
 from tests.support.mux import (
-    new_engine,
     DATA,
     FIN,
     RST,
@@ -21,6 +20,7 @@ from tests.support.mux import (
     Pair,
     drain,
     frame,
+    new_engine,
     run,
     run_until,
 )

@@ -12,12 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flare._core.engine import Engine
 from flare._core.link import LinkStream, PlainRecords
 from flare._core.splice import Splice, SpliceResult, splice
 from flare.errors import ConnectionClosed, StreamReset, UsageError
 from tests.support.mux import (
-    new_engine,
     DATA,
     FIN,
     INITIAL,
@@ -28,6 +26,7 @@ from tests.support.mux import (
     Pair,
     drain,
     frame,
+    new_engine,
     run,
     run_until,
 )

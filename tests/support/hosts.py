@@ -38,7 +38,7 @@ class Node:
         return self.tcp.listen_addrs[0].with_peer(self.peer_id)
 
     async def __aenter__(self) -> Node:
-        self.engine = LoopEngine.get()
+        self.engine = LoopEngine.get(self.config.data_threads)
         self.tcp = TcpTransport(self.engine, self.identity, self.config, on_connection=self._accept)
         if self._listen is not None:
             await self.tcp.listen(Multiaddr(self._listen))

@@ -9,11 +9,11 @@
 #   pushes its node on a lock-free stack (disown) and the next enter() or pass acts on it.
 # - Nothing is freed where it dies: bury() it, and the end of the pass or of the entry frees it. So a pointer
 #   to a node holds while the mutex does, or while its wrapper lives; the poller knows links by slot.
-# - Who holds a mutex does not wait for the GIL, except for a cipher of `cryptography`: so enter() may wait for
-#   the mutex with the GIL held, where the ciphers are native.
+# - Who holds a mutex does not wait for the GIL, except for a cipher of `cryptography`: so enter() may wait
+#   for the mutex with the GIL held, where the ciphers are native.
 # - Between two links a pass lets everybody in who waits (give_way).
-# - A link changes its engine with the GIL and both mutexes held, taken in the order of addresses. So the core of
-#   a link holds while its mutex or the GIL is held: enter_at() looks again once it is in.
+# - A link changes its engine with the GIL and both mutexes held, taken in the order of addresses. So the core
+#   of a link holds while its mutex or the GIL is held: enter_at() looks again once it is in.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 

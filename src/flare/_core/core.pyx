@@ -338,13 +338,13 @@ cdef node* next_event(core* c, uint32_t* events) noexcept nogil:
 cdef void move_lists(core* c, core* to) noexcept nogil:
     cdef node* n = c.events_head
     cdef node* following
-    cdef uint32_t left
+    cdef uint32_t _left
     c.events_head = c.events_tail = NULL
     while n != NULL:
         following = n.event_next
         push_event(n.ops.home(n), n)
         n = following
-    for left in range(c.dirty_count, 0, -1):
+    for _left in range(c.dirty_count, 0, -1):
         n = next_dirty(c)
         set_dirty(n.ops.home(n), n)
     n = c.graves

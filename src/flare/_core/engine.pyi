@@ -38,8 +38,13 @@ class Counters(TypedDict):
 class Engine:
     """Drives links from one epoll set of its own; call `run_pass` whenever `fileno()` is readable.
 
+    With `thread`, the name of a thread (15 bytes at most), that one makes the passes: it never takes the GIL,
+    and `run_pass` only calls back for what it noted. Links of engines that stand beside each other may be
+    spliced: the links that belong together move to one of them (splice_move.pxi has the rule).
+
     All callbacks of links, streams and splices are made from within `run_pass` (and `close`), never from the
-    call that caused them. What a callback raises goes to `sys.unraisablehook`.
+    call that caused them. What a callback raises goes to `sys.unraisablehook`. A fork leaves the parent's
+    engines alone; the child finds those with a thread closed.
     """
 
     links: set[Link]
@@ -50,15 +55,24 @@ class Engine:
     `lambda: loop.call_soon(engine.run_pass)` saves that a system call.
     """
 
-    def __init__(self) -> None: ...
+    def __init__(self, *, thread: str | None = None, beside: Engine | None = None) -> None:
+        """Raises OSError when there are no descriptors or no thread."""
+    @property
+    def threaded(self) -> bool: ...
+    @property
+    def idle(self) -> bool:
+        """Nothing is ready, or waits to be sent or delivered: timers aside, only a peer can change that."""
+    @property
+    def load(self) -> tuple[int, int]:
+        """Circuits and links that it carries now."""
     @property
     def closed(self) -> bool: ...
     @property
     def counters(self) -> Counters: ...
     def fileno(self) -> int:
-        """The descriptor that is readable when a pass has something to do, timers included."""
+        """The descriptor that is readable when `run_pass` has something to do, timers included."""
     def run_pass(self, timeout_ns: int = 0) -> int:
-        """One pass without the GIL, then the callbacks; returns how many.
+        """One pass without the GIL (with a thread: none), then the callbacks; returns how many.
 
         Waits for up to `timeout_ns` nanoseconds first, rounded up to milliseconds (below 0: for ever), or
         until a signal.

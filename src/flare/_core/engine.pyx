@@ -1,8 +1,8 @@
 """The engine drives links: one poller of its own, and a pass over C structs that holds no GIL.
 
-Either its descriptor is registered with an event loop as a single reader; each wake-up makes one pass and then
-calls back, in one batch, for what concerns Python. Or a thread of its own makes the passes, and never takes the
-GIL; then its descriptor is readable when there is something to call back for.
+Either its descriptor is registered with an event loop as a single reader; each wake-up makes one pass and
+then calls back, in one batch, for what concerns Python. Or a thread of its own makes the passes, and never
+takes the GIL; then its descriptor is readable when there is something to call back for.
 """
 
 import atexit
@@ -45,7 +45,6 @@ from flare._core.core cimport (
 from flare._core.link cimport Link, LinkStream
 from flare._core.link_io cimport (
     END_LOCAL,
-    LINK_DEAD,
     QUANTUM,
     SCRATCH,
     WATCH_READ,
@@ -119,7 +118,6 @@ cdef bint one_pass(core* c, int64_t timeout) noexcept nogil:
 
 cdef void serve(core* c) noexcept nogil:
     """Who has little to say is heard first, and sent on; the others share SCRATCH bytes a pass, in turn."""
-    cdef link* ln
     cdef uint32_t few = c.readable_count[0]
     cdef int64_t budget = SCRATCH
     cdef size_t quantum

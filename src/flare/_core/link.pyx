@@ -6,7 +6,17 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from flare._core.core cimport core, core_ref, disown, enter_at, enter_at_nogil, leave, leave_nogil, set_dirty, wake
+from flare._core.core cimport (
+    core,
+    core_ref,
+    disown,
+    enter_at,
+    enter_at_nogil,
+    leave,
+    leave_nogil,
+    set_dirty,
+    wake,
+)
 from flare._core.link_io cimport (
     END_ERRNO,
     END_KEEPALIVE,

@@ -67,8 +67,8 @@ cdef struct link:
 cdef int core_scratch(core* c) noexcept nogil  # makes what receives go to; -1: no memory
 cdef void ready_push(link* ln, int which) noexcept nogil
 cdef link* ready_pop(core* c, int which) noexcept nogil
-# To another engine. Both mutexes are held, core_reserve and core_scratch done; link_watch follows, once its streams'
-# splices are there too.
+# To another engine. Both mutexes are held, core_reserve and core_scratch done; link_watch follows, once all
+# that belongs to it is there.
 cdef void link_move(link* ln, core* to) noexcept nogil
 cdef void link_watch(link* ln) noexcept nogil
 cdef link* link_new(core* c, int fd, bint initiator, int kind) noexcept nogil

@@ -44,7 +44,7 @@ cdef extern from "<sys/eventfd.h>" nogil:
     enum: EFD_CLOEXEC
 
 cdef enum:
-    POLLED = 64  # links heard of in one pass; the kernel turns its list, so the next pass hears of the next ones
+    POLLED = 64  # links heard of in a pass; the kernel turns its list, so the next one hears of others
     PLACE_TIMER = NO_LINK
     PLACE_WAKE = NO_LINK + 1
 
@@ -92,7 +92,7 @@ cdef int poller_watch(core* c, int fd, uint64_t place, int was, int what) noexce
 
 
 cdef bint poller_ready(int fd, int64_t timeout) noexcept nogil:
-    """Wait for a descriptor to be readable, no longer than `timeout` ns, below 0 for ever; or for a signal."""
+    """Wait for a descriptor to be readable, for `timeout` ns, below 0 for ever; or for a signal."""
     cdef pollfd one
     one.fd = fd
     one.events = POLLIN

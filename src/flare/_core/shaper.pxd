@@ -57,8 +57,8 @@ cdef struct draw:
 # -1: no memory, and nothing is attached. The core is entered.
 cdef int draw_attach(draw* d, core* c, bucket** buckets, int count) noexcept nogil
 cdef void draw_detach(draw* d) noexcept nogil
-# To the gates of another engine; both mutexes are held. -1: no memory, and nothing is attached. It waits nowhere
-# then: its owner goes on by itself.
+# To the gates of another engine; both mutexes are held. -1: no memory, and nothing is attached. It waits
+# nowhere then: its owner goes on by itself.
 cdef int draw_move(draw* d, core* to) noexcept nogil
 # Of the next n bytes, so many may go; `backlog` is all that is there, n or more.
 cdef size_t draw_allow(draw* d, size_t n, size_t backlog) noexcept nogil

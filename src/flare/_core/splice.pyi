@@ -38,11 +38,11 @@ def splice(
     buckets: Sequence[Bucket] = (),
     on_done: Callable[[SpliceResult], object] | None,
 ) -> Splice:
-    """Join two streams of one engine until both directions end (circuit-v2.md); bytes that wait go first.
+    """Join two streams until both directions end (circuit-v2.md); bytes that wait go first.
 
     Limits are bytes (0: none); the byte after the last one allowed resets both streams, as does the deadline,
     in monotonic nanoseconds. Both directions draw from all of `buckets` (6 at most), in that order, and wait
     where one has no tokens. Meanwhile the streams cannot be read or written and have no events. Raises
-    UsageError for streams of two engines or closed for writing, StreamReset and ConnectionClosed for dead
-    ones.
+    UsageError for streams of engines not beside each other or closed for writing, StreamReset and
+    ConnectionClosed for dead ones.
     """

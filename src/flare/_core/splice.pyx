@@ -26,14 +26,22 @@ from flare._core.core cimport (
     node,
     node_ops,
     notify,
-    timer,
     timer_clear,
     timer_set,
-    unlock,
 )
 from flare._core.link cimport Link, LinkStream
 from flare._core.link_io cimport core_scratch, link, link_move, link_watch
-from flare._core.shaper cimport DRAWS, Bucket, bucket, draw, draw_allow, draw_attach, draw_detach, draw_move, draw_spend
+from flare._core.shaper cimport (
+    DRAWS,
+    Bucket,
+    bucket,
+    draw,
+    draw_allow,
+    draw_attach,
+    draw_detach,
+    draw_move,
+    draw_spend,
+)
 from flare._core.yamux cimport (
     mux,
     stream,

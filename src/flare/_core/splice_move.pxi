@@ -1,9 +1,9 @@
-# Where circuits run. A link belongs to one engine, and the two links of a circuit to the same: a link that is
-# elsewhere moves, and with it all that splices join it to. A part of splice.pyx, which includes it.
+# Where circuits run. A link belongs to one engine, and the two links of a circuit to the same: a link that
+# is elsewhere moves, and with it all that splices join it to. A part of splice.pyx, which includes it.
 #
 # The rule: two links that carry no circuit yet meet in the engine that has the fewest circuits; a link that
-# carries none goes to one that does; of two groups of joined links the smaller goes to the larger's engine. So
-# peers that are all joined to one another, however indirectly, are served by one engine, and circuits of
+# carries none goes to one that does; of two groups of joined links the smaller goes to the larger's engine.
+# So peers that are all joined to one another, however indirectly, are served by one engine, and circuits of
 # separate peers spread over all. A group falls apart as its circuits end.
 #
 # Links move under the GIL and both mutexes, so nobody sees one between two engines.
@@ -89,7 +89,7 @@ cdef int bring_together(stream* a, stream* b) except -1:
     cdef group gb
     cdef uint32_t limit = FIRST_LOOK
     if ca != cb and not are_beside(ca, cb):
-        raise UsageError("both streams of a splice belong to links of one engine, or of engines beside each other")
+        raise UsageError("both streams of a splice belong to links of engines beside each other")
     if ca.beside == ca:
         return 0
     while True:

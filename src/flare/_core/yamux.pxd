@@ -22,7 +22,7 @@ cdef enum:
     PONG_BURST = 64  # replies to pings: so many at once
     PONG_INTERVAL = 10000000  # ns, and then one per
     RTT_FRESH = 10000000000  # ns a measured round trip is believed
-    PROMISED = 2000000  # ns that room is kept for a stream of Python's, whose loop runs beside a threaded engine
+    PROMISED = 2000000  # ns that room is kept for a stream of Python's, where its loop runs beside the passes
 
 cdef enum frame_type:
     TYPE_DATA = 0

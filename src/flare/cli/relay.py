@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import socket
 from contextlib import AsyncExitStack
 
@@ -15,6 +16,7 @@ from ..watch.server import DEFAULT_ADDRESS, NO_METRICS, StatusServer
 from ..wire.multiaddr import Multiaddr
 from .common import Output, add_common, address, identity_from, run_until_signal
 
+MAX_THREADS = 1024
 DEFAULT_LISTEN = ("/ip4/0.0.0.0/tcp/4001", "/ip6/::/tcp/4001")
 
 
@@ -54,6 +56,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="serve a status page, /status.json, /healthz and /metrics over HTTP there "
         f"(default: {DEFAULT_ADDRESS}); there is no password, so keep it on loopback",
     )
+    parser.add_argument(
+        "--threads",
+        metavar="N",
+        type=_threads,
+        default=0,
+        help="threads that carry circuits, or auto: one for each core that this process may use "
+        "(default: 0, the event loop carries them)",
+    )
     add_common(parser)
     parser.set_defaults(run=run)
 
@@ -66,7 +76,9 @@ def run(args: argparse.Namespace) -> int:
         listen = args.listen or _default_listen()
         limits = RelayLimits.unlimited() if args.no_limits else RelayLimits()
         identity = identity_from(args.identity)
-        async with Host(identity=identity, listen=listen, announce=args.announce, config=Config()) as host:
+        async with Host(
+            identity=identity, listen=listen, announce=args.announce, config=Config(data_threads=args.threads)
+        ) as host:
             host.on_event(lambda event: _show(out, event))
             async with RelayServer(host, limits) as relay, AsyncExitStack() as serving:
                 addrs = [str(addr) for addr in host.full_addrs]
@@ -82,6 +94,16 @@ def run(args: argparse.Namespace) -> int:
         return 0
 
     return run_until_signal(main, out)
+
+
+def _threads(text: str) -> int:
+    """A number of threads; auto: the cores that this process may use."""
+    if text == "auto":
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    number = int(text) if text.isdecimal() else -1
+    if not 0 <= number <= MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"auto, or 0 to {MAX_THREADS}, not {text}")
+    return number
 
 
 def _default_listen() -> list[Multiaddr]:

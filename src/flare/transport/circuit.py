@@ -8,6 +8,7 @@ up.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final
 
 from flare._core.link import Link
@@ -130,13 +131,16 @@ async def _pump(
     finally:
         for part in (sending, receiving, closing):
             part.cancel()
-        results = await asyncio.gather(sending, receiving, closing, return_exceptions=True)
-        if not connection.closed:
-            reason = next((error for error in results if isinstance(error, FlareError)), None)
-            if goodbyes:  # how the stream ended after that is no news
-                reason = NetworkError("the peer closed the connection")
-            connection.abort(reason or NetworkError("the circuit ended"))
-        stream.close_now()
+        results: Sequence[BaseException | None] = ()
+        try:
+            results = await asyncio.gather(sending, receiving, closing, return_exceptions=True)
+        finally:  # also when it is cancelled meanwhile
+            if not connection.closed:
+                reason = next((error for error in results if isinstance(error, FlareError)), None)
+                if goodbyes:  # how the stream ended after that is no news
+                    reason = NetworkError("the peer closed the connection")
+                connection.abort(reason or NetworkError("the circuit ended"))
+            stream.close_now()
 
 
 async def _send(stream: Stream, link: Link, output: asyncio.Event) -> None:
