@@ -288,12 +288,12 @@ class TestLimits:
 
     def test_the_deadline_resets_both(self, circuit: Circuit) -> None:
         start = time.monotonic_ns()
-        circuit.join(deadline_ns=start + 30_000_000)
+        circuit.join(deadline_ns=start + 200_000_000)
         circuit.near.write(b"x")
         while not circuit.results and time.monotonic_ns() < start + 5_000_000_000:
             circuit.ends.run_pass(0)
             circuit.relay.run_pass(1_000_000_000)
-        late = time.monotonic_ns() - start - 30_000_000
+        late = time.monotonic_ns() - start - 200_000_000
         assert circuit.results == [SpliceResult("deadline", 1, 0)]
         assert 0 <= late < 1_000_000_000
         circuit.run()
@@ -487,7 +487,7 @@ class TestMisuse:
         assert events == []
 
     def test_streams_of_two_engines(self, circuit: Circuit) -> None:
-        with pytest.raises(UsageError, match="one engine"):
+        with pytest.raises(UsageError, match="beside each other"):
             splice(circuit.near, circuit.a, on_done=None)
 
     def test_a_stream_with_itself(self, circuit: Circuit) -> None:

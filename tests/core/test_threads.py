@@ -357,4 +357,4 @@ class TestTheEnd:
             "near.write(bytes(200_000))\n"
         )
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        subprocess.run([sys.executable, "-X", "faulthandler", "-c", program], check=True, timeout=30, env=env)
+        subprocess.run([sys.executable, "-X", "faulthandler", "-c", program], check=True, timeout=55, env=env)

@@ -133,10 +133,17 @@ def run(*engines: Engine, passes: int = 3) -> None:
 def settle(*engines: Engine) -> None:
     """Deliver until nothing moves any more."""
     end = time.monotonic() + SETTLE
-    while not all(engine.idle for engine in engines):
+    before: list[int] | None = None
+    while True:
+        idle = all(engine.idle for engine in engines)
+        passes = [engine.counters["passes"] for engine in engines]
+        if idle and passes == before:  # twice: one may have given another work after that was asked
+            return
+        before = passes if idle else None
         assert time.monotonic() < end, "the engines do not come to rest"
-        for engine in engines:
-            engine.run_pass(0)
+        if not idle:
+            for engine in engines:
+                engine.run_pass(0)
 
 
 def run_until(condition: Callable[[], Any], *engines: Engine, passes: int = 20_000) -> None:

@@ -40,6 +40,7 @@ from flare._core.core cimport (
     report,
     slot_get,
     unlock,
+    wake,
     wake_poller,
 )
 from flare._core.link cimport Link, LinkStream
@@ -170,7 +171,7 @@ cdef class Engine:
     cdef core* c
     cdef readonly set links
     cdef readonly set splices
-    cdef object wake
+    cdef object waker
     cdef bint delivering
     cdef pthread_t thread
     cdef object __weakref__
@@ -251,11 +252,11 @@ cdef class Engine:
 
     @property
     def on_wake(self):
-        return self.wake
+        return self.waker
 
     @on_wake.setter
     def on_wake(self, callback):
-        self.wake = callback
+        self.waker = callback
         self.c.on_wake = NULL if callback is None else <void*>callback
 
     def attach(self, int fd, *, RecordKeys record, bint initiator, leftover=b"", limits=None):
@@ -325,6 +326,7 @@ cdef class Engine:
 
     def run_pass(self, int64_t timeout_ns=0):
         cdef core* c = self.c
+        cdef bint left
         if c.closed or self.delivering:
             return 0
         if c.threaded:
@@ -344,9 +346,9 @@ cdef class Engine:
                 if not c.closed:
                     flush(c)
                 c.passing = 0
-                leave_nogil(c)
-            enter(c)
-            leave(c)  # wakes the next pass if something is left
+                left = leave_nogil(c)
+            if left:
+                wake(c)
 
     cdef int look(self) except -1:
         """Call back for what the thread's passes noted."""
