@@ -1,4 +1,7 @@
-"""A relay inside a program of one's own, with limits of one's own, that tells what it does."""
+"""A relay inside a program of one's own, with limits of one's own, that tells what it does.
+
+Its status page, /healthz and /metrics are on a free port of loopback (docs/monitoring.md).
+"""
 
 import asyncio
 
@@ -8,8 +11,13 @@ from flare.events import CircuitClosed, CircuitOpened, ReservationMade
 
 async def main() -> None:
     limits = flare.RelayLimits(circuit_bytes=1 << 20, circuit_duration=60, max_reservations=1000)
-    async with flare.Host(listen=["/ip4/127.0.0.1/tcp/0"]) as host, flare.RelayServer(host, limits):
+    async with (
+        flare.Host(listen=["/ip4/127.0.0.1/tcp/0"]) as host,
+        flare.RelayServer(host, limits) as relay,
+        flare.StatusServer(relay, "127.0.0.1:0") as status,
+    ):
         print("relay at", *host.full_addrs)
+        print("status at", status.url)
         async for event in host.events():
             match event:
                 case ReservationMade(peer):

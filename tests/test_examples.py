@@ -79,6 +79,8 @@ def test_relay() -> None:
         assert process.stdout is not None
         words = process.stdout.readline().split()
         assert words[:2] == ["relay", "at"]
+        url = process.stdout.readline().removeprefix("status at ").strip()
+        assert run("-m", "flare", "status", url.removeprefix("http://").rstrip("/")).returncode == 0
         with running("listen", "--relay", words[2], "--listen", LOOPBACK, "--json") as listener:
             peer = listener.fact("reserved")["addrs"][0].rpartition("/")[2]
             assert process.stdout.readline() == f"a place for {peer}\n"
