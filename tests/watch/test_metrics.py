@@ -147,7 +147,7 @@ async def test_refusals_in_go_libp2p_s_words_and_ours() -> None:
         name = "libp2p_relaysvc_reservation"
         assert found.value(f"{name}_request_response_status_total", status="rejected") == 1
         assert found.value(f"{name}_rejections_total", reason="ip constraint violation") == 1
-        refused = found.value("flare_relay_refusals_total", request="reserve", reason="reservation refused")
+        refused = found.value("flare_relay_refusals_total", request="reserve", reason="max_reservations")
         assert refused == 1
 
 

@@ -119,7 +119,7 @@ class TestStatus:
                 with pytest.raises(DialFailed):
                     await at.alice.connect(at.relaying.full_addrs[0] / f"/p2p-circuit/p2p/{nobody}")
             told = (await get(at.status, "/status.json")).json()["relay"]["refusals"]
-            assert told == [{"request": "connect", "reason": "no reservation", "count": 2}]
+            assert told == [{"request": "connect", "reason": "no_reservation", "count": 2}]
 
     @aio
     async def test_the_first_look_sees_rates(self) -> None:

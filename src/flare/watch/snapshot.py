@@ -43,7 +43,7 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """How often a request ("reserve", "connect") was refused for one reason."""
+    """How often a request ("reserve", "connect", "any") was refused for one reason, often a limit's name."""
 
     request: str
     reason: str

@@ -31,12 +31,10 @@ from flare.watch.snapshot import (
 from flare.watch.talkers import Count, Talkers, rates
 from flare.watch.tally import Tally
 from flare.watch.words import printable
-from flare.wire.messages import Status
 
 STALE: Final = 10.0  # seconds after which a count of circuits no longer says what their rates are now
 WINDOW: Final = 0.25  # seconds between two counts when there was none to compare with
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
-_REFUSALS: Final = ("reserve", "connect")
 
 
 class Watcher:
@@ -194,24 +192,19 @@ class Watcher:
 
 
 def refusals(relay: RelayServer) -> tuple[Refusal, ...]:
-    """Why requests were refused, the most frequent first."""
+    """Why requests were refused, the most frequent first: the limit's name, or RelayCounters' word for it."""
     counters = relay.counters
     found = [
-        Refusal(request, status_words(status), count)
-        for request, answers in zip(
-            _REFUSALS, (counters.reserve_answers, counters.connect_answers), strict=True
+        Refusal(request, reason, count)
+        for request, reasons in (
+            ("reserve", counters.reserve_refused),
+            ("connect", counters.connect_refused),
         )
-        for status, count in answers.items()
-        if status != Status.OK
+        for reason, count in reasons.items()
     ]
     if counters.malformed:
-        found.append(Refusal("any", "malformed or unexpected message", counters.malformed))
+        found.append(Refusal("any", "malformed", counters.malformed))
     return tuple(sorted(found, key=lambda refusal: -refusal.count))
-
-
-def status_words(status: int) -> str:
-    """NO_RESERVATION -> "no reservation"."""
-    return Status(status).name.lower().replace("_", " ")
 
 
 def memory() -> int:
