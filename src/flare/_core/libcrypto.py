@@ -26,6 +26,23 @@ REQUIRED = (
     "OpenSSL_version",
 )
 OPTIONAL = ("EVP_CIPHER_fetch",)  # OpenSSL 3: an algorithm looked up once instead of at every new context
+# What handshake.pyx calls, in its order; without any of them flare.transport.noise does the work.
+HANDSHAKE = (
+    "SHA256_Init",
+    "SHA256_Update",
+    "SHA256_Final",
+    "EVP_PKEY_new_raw_private_key",
+    "EVP_PKEY_new_raw_public_key",
+    "EVP_PKEY_get_raw_public_key",
+    "EVP_PKEY_free",
+    "EVP_PKEY_CTX_new",
+    "EVP_PKEY_CTX_free",
+    "EVP_PKEY_derive_init",
+    "EVP_PKEY_derive_set_peer",
+    "EVP_PKEY_derive",
+    "RAND_bytes",
+    "ERR_clear_error",
+)
 
 
 class Libcrypto(NamedTuple):
@@ -63,7 +80,7 @@ def _symbols(backend: Any, library: Any) -> dict[str, int] | None:
     function = backend.new_function_type((), backend.new_void_type())
     integer = backend.new_primitive_type("uintptr_t")
     found: dict[str, int] = {}
-    for name in REQUIRED + OPTIONAL:
+    for name in REQUIRED + OPTIONAL + HANDSHAKE:
         try:
             found[name] = int(backend.cast(integer, library.load_function(function, name)))
         except AttributeError:

@@ -79,6 +79,10 @@ class BufferedChannel(ABC):
         del self._buffer[:at]
         return self._pop(size)
 
+    def unread(self, data: bytes) -> None:
+        """Let `data`, read before, be read first."""
+        self._buffer[:0] = data
+
     def leftover(self) -> bytes:
         """What was read from the peer and not yet taken; it is the caller's from now on."""
         return self._pop(len(self._buffer))

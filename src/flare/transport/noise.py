@@ -22,6 +22,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
+from flare._core.handshake import StaticKey
 from flare.errors import AuthenticationFailed, DecodeError, FrameTooLarge, PeerMismatch
 from flare.transport.channel import Channel
 from flare.transport.deadline import within
@@ -215,6 +216,28 @@ def _static_of(identity: Identity) -> _Static:
         static = _Static(private, public, identity.public_key.to_protobuf(), identity.sign(_SIGNED + public))
         _statics[identity] = static
     return static
+
+
+def static_key(identity: Identity, muxers: Sequence[str] = ("/yamux/1.0.0",)) -> StaticKey:
+    """What flare._core.handshake needs to answer for `identity`; it shares the static key of `handshake`."""
+    static = _static_of(identity)
+    return StaticKey(static.private.private_bytes_raw(), _payload(static, muxers))
+
+
+def secured(
+    payload: bytes,
+    remote_static: bytes,
+    send_key: bytes,
+    recv_key: bytes,
+    muxers: Sequence[str] = ("/yamux/1.0.0",),
+) -> NoiseSession:
+    """The session of a listener's handshake that flare._core.handshake ran, once its peer is authenticated.
+
+    Raises AuthenticationFailed and DecodeError.
+    """
+    peer, key, theirs = _authenticate(payload, remote_static, None)
+    muxer = next((name for name in theirs if name in muxers), None)
+    return NoiseSession(peer, key, muxer, RecordSecrets(send_key, recv_key))
 
 
 def _payload(static: _Static, muxers: Sequence[str]) -> bytes:

@@ -13,12 +13,14 @@ from typing import Final
 
 from flare.config import Config
 from flare.errors import FlareError, InvalidMultiaddr, NetworkError, PeerMismatch, TimedOut, UsageError
+from flare.transport import noise
 from flare.transport.admission import Admission
 from flare.transport.channel import SocketChannel
 from flare.transport.connection import Connection
 from flare.transport.deadline import within
 from flare.transport.doorstep import Doorstep
 from flare.transport.expected import Claim, Expectations, waits_for_us
+from flare.transport.inbound import Begun, Responses, available
 from flare.transport.loop_engine import LoopEngine
 from flare.transport.sockets import (
     IpAddress,
@@ -29,7 +31,7 @@ from flare.transport.sockets import (
     tcp_socket,
 )
 from flare.transport.tasks import Tasks
-from flare.transport.upgrade import upgrade
+from flare.transport.upgrade import Upgraded, agree, upgrade
 from flare.wire.keys import Identity
 from flare.wire.multiaddr import Multiaddr
 from flare.wire.peer_id import PeerId
@@ -123,6 +125,7 @@ class TcpTransport:
         self.expected = Expectations(config.punch.max_ips)
         self.admission = Admission(config.host)
         self._doorstep = Doorstep(config.timeouts.handshake)
+        self._responses = Responses(identity, config.timeouts.handshake) if available() else None
         self._welcoming: dict[socket.socket, asyncio.Task[None]] = {}
         self.listeners: list[Listener] = []
         self.connections: set[Connection] = set()
@@ -162,7 +165,8 @@ class TcpTransport:
 
     def _turn_out(self, sock: socket.socket) -> None:
         """Others need the place of a handshake."""
-        if not self._doorstep.drop(sock):
+        responding = self._responses is not None and self._responses.drop(sock)
+        if not responding and not self._doorstep.drop(sock):
             self._welcoming[sock].cancel()
 
     def _late(self, sock: socket.socket, at: tuple[IpAddress, int]) -> None:
@@ -178,8 +182,57 @@ class TcpTransport:
         claims: Sequence[Claim],
         arrived: float,
     ) -> None:
+        if claims or self._responses is None:
+            self._await(sock, at, source, claims, arrived)
+        else:
+            self._responses.begin(sock, arrived, partial(self._responded, sock, at, source, arrived))
+
+    def _responded(
+        self,
+        sock: socket.socket,
+        at: tuple[IpAddress, int],
+        source: Hashable | None,
+        arrived: float,
+        outcome: Begun | FlareError,
+    ) -> None:
+        """A handshake that ran without a task is over, or is none for there."""
+        if isinstance(outcome, FlareError):
+            log.debug("handshake with %s: %s", _remote(at), outcome)
+            self.admission.end(sock)
+            sock.close()
+        elif isinstance(outcome, bytes) or outcome[0].muxer is None:
+            self._await(sock, at, source, (), arrived, outcome)
+        else:
+            session, rest = outcome
+            upgraded = Upgraded(
+                session.remote_peer,
+                session.remote_key,
+                session.records,
+                rest,
+                noise.PROTOCOL,
+                outcome[0].muxer,
+            )
+            try:
+                connection = self._connected(sock, upgraded, initiator=False, remote_addr=_remote(at))
+            except OSError as error:
+                log.debug("handshake with %s: %s", _remote(at), error)
+                self.admission.end(sock)
+                sock.close()
+            else:
+                self._welcomed(sock, source, connection)
+
+    def _await(
+        self,
+        sock: socket.socket,
+        at: tuple[IpAddress, int],
+        source: Hashable | None,
+        claims: Sequence[Claim],
+        arrived: float,
+        begun: Begun = b"",
+    ) -> None:
+        """Secure an accepted socket in a task."""
         remote = _remote(at)
-        work = self._welcome(sock, remote, source, claims, arrived)
+        work = self._welcome(sock, remote, source, claims, arrived, begun)
         task = self._welcoming[sock] = self._tasks.start(work, f"handshake with {remote}")
 
         def ended(task: asyncio.Task[None]) -> None:
@@ -198,6 +251,7 @@ class TcpTransport:
         source: Hashable | None,
         claims: Sequence[Claim],
         arrived: float,
+        begun: Begun,
     ) -> None:
         """Secure an accepted socket; who comes of it goes to the punch that waits for that peer, if any."""
         ours = [claim for claim in claims if claim.client]
@@ -213,6 +267,7 @@ class TcpTransport:
                 expected_peer=ours[0].peer if len(peers) == 1 else None,
                 remote_addr=remote,
                 spent=self._loop.time() - arrived,
+                begun=begun,
             )
             if ours and connection.remote_peer not in peers:
                 connection.abort("a hole punch met somebody else")
@@ -222,6 +277,9 @@ class TcpTransport:
             for claim in claims:
                 claim.waiting.failed(remote, error)
             return
+        self._welcomed(sock, source, connection)
+
+    def _welcomed(self, sock: socket.socket, source: Hashable | None, connection: Connection) -> None:
         self.admission.end(sock)
         self.admission.opened(source)
         connection.add_close_callback(partial(self._left, source))
@@ -301,25 +359,31 @@ class TcpTransport:
         expected_peer: PeerId | None,
         remote_addr: Multiaddr,
         spent: float = 0.0,
+        begun: Begun = b"",
     ) -> Connection:
         """Secure and multiplex a connected socket, which is ours from now on, whatever happens.
 
         It may take Timeouts.dial as the initiator, else Timeouts.handshake, of which `spent` is over.
+        `begun` is what it said already, or how far the handshake got.
         """
         timeouts = self._config.timeouts
         seconds = timeouts.dial if initiator else timeouts.handshake
         try:
             sock.setblocking(False)
-            local_addr = Multiaddr.from_socket(sock.getsockname(), "tcp")
             channel = SocketChannel(self._loop, sock, remote_addr)
+            channel.unread(begun if isinstance(begun, bytes) else begun[1])
             async with within(seconds, f"the handshake with {remote_addr}", spent):
-                upgraded = await upgrade(
-                    channel,
-                    self._identity,
-                    initiator=initiator,
-                    expected_peer=expected_peer,
-                    timeouts=timeouts,
-                )
+                if isinstance(begun, bytes):
+                    upgraded = await upgrade(
+                        channel,
+                        self._identity,
+                        initiator=initiator,
+                        expected_peer=expected_peer,
+                        timeouts=timeouts,
+                    )
+                else:
+                    upgraded = await agree(channel, begun[0], timeouts)
+            return self._connected(sock, upgraded, initiator=initiator, remote_addr=remote_addr)
         except OSError as error:
             sock.close()
             if isinstance(error, FlareError):
@@ -328,6 +392,12 @@ class TcpTransport:
         except BaseException:
             sock.close()
             raise
+
+    def _connected(
+        self, sock: socket.socket, upgraded: Upgraded, *, initiator: bool, remote_addr: Multiaddr
+    ) -> Connection:
+        """What becomes of a secured socket, which is the engine's from now on. OSError."""
+        local_addr = Multiaddr.from_socket(sock.getsockname(), "tcp")
         link = self._engine.attach(
             sock.detach(),
             upgraded.records,
@@ -354,6 +424,8 @@ class TcpTransport:
         for listener in list(self.listeners):
             listener.close()
         self._doorstep.close()
+        if self._responses is not None:
+            self._responses.close()
         await asyncio.gather(*(connection.close() for connection in list(self.connections)))
         if self._own_tasks:
             await self._tasks.cancel()
@@ -373,8 +445,7 @@ def _tcp_endpoint(addr: Multiaddr) -> tuple[IpAddress, int]:
 
 
 def _remote(at: tuple[IpAddress, int]) -> Multiaddr:
-    ip, port = at
-    return Multiaddr(f"/ip{ip.version}/{ip}/tcp/{port}")
+    return Multiaddr.from_socket((str(at[0]), at[1]), "tcp")
 
 
 def _failed(ip: IpAddress, port: int, error: OSError) -> NetworkError:

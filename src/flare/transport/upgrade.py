@@ -12,7 +12,7 @@ from flare.config import Timeouts
 from flare.errors import AuthenticationFailed
 from flare.transport import multistream, noise
 from flare.transport.channel import BufferedChannel
-from flare.transport.noise import RecordSecrets
+from flare.transport.noise import NoiseSession, RecordSecrets
 from flare.wire.keys import Identity, PublicKey
 from flare.wire.peer_id import PeerId
 
@@ -68,6 +68,16 @@ async def upgrade(
         else:
             muxer = await multistream.handle(secured, MUXERS, timeouts.negotiate)
         records, unread = secured.hand_over()
+    return Upgraded(
+        session.remote_peer, session.remote_key, records, unread + channel.leftover(), noise.PROTOCOL, muxer
+    )
+
+
+async def agree(channel: BufferedChannel, session: NoiseSession, timeouts: Timeouts) -> Upgraded:
+    """Go on, as the listener, after a Noise handshake whose peer did not name its multiplexers in it."""
+    secured = RecordChannel(channel, session.records)
+    muxer = await multistream.handle(secured, MUXERS, timeouts.negotiate)
+    records, unread = secured.hand_over()
     return Upgraded(
         session.remote_peer, session.remote_key, records, unread + channel.leftover(), noise.PROTOCOL, muxer
     )
