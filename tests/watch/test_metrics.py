@@ -9,7 +9,7 @@ import flare
 from flare.errors import DialFailed
 from flare.events import PlainDialFailed, PunchGaveUp, PunchStarted, PunchSucceeded
 from tests.support.aio import aio, eventually
-from tests.support.loopback import host, relay
+from tests.support.loopback import echo, host, relay
 from tests.watch.client import get
 from tests.watch.test_server import ANYWHERE, scene
 
@@ -191,3 +191,30 @@ async def test_hole_punches() -> None:
         answered = {"side": "receiver", "num_attempts": "> 5", "transport": "tcp"}
         assert found.value(name, ipv="ip4", outcome="failed", **answered) == 1, "kinds, not addresses"
         assert sum(found.series[name].values()) == 3
+
+
+@aio
+async def test_each_data_thread_has_its_engine() -> None:
+    """Scraped while threads move the bytes, and while circuits join two of them."""
+    config = flare.Config(data_threads=2)
+    async with (
+        host(config=config) as relaying,
+        flare.RelayServer(relaying, flare.RelayLimits.unlimited()) as server,
+        flare.StatusServer(server, ANYWHERE) as status,
+        host(relays=relaying.full_addrs, punch=False) as bob,
+        host(relays=relaying.full_addrs, punch=False) as alice,
+    ):
+        bob.handle("/echo/1", echo)
+        await eventually(lambda: server.reservations == 2)
+        await eventually(lambda: any(addr.is_circuit for addr in bob.addrs))
+        connection = await alice.connect(bob.peer_id)
+        async with connection.open_stream("/echo/1") as stream:
+            await stream.write(bytes(100_000))
+            await stream.close_write()
+            await stream.read_exactly(100_000)
+        found = await scrape(status)
+        sent = found.series["flare_engine_sent_bytes_total"]
+        assert len(sent) == len(relaying.engines) >= 2
+        assert sum(sent.values()) > found.value("libp2p_relaysvc_data_transferred_bytes_total") > 200_000
+        assert sum(found.series["flare_engine_splices"].values()) == 1
+        assert (await get(status, "/")).status == 200
