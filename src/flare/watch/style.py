@@ -92,7 +92,8 @@ const again = async () => {{
     try {{
       const answer = await fetch(location.href, {{cache: "no-store"}});
       if (!answer.ok) throw answer.status;
-      const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+      const text = await answer.text();  // its style has a nonce of its own, and would be refused aloud
+      const page = new DOMParser().parseFromString(text.slice(text.indexOf("<body>")), "text/html");
       document.getElementById("live").replaceWith(page.getElementById("live"));
       document.body.classList.remove("stale");
     }} catch {{ document.body.classList.add("stale"); }}
