@@ -4,7 +4,7 @@ Relays introduce peers, hole punching gets them direct, over libp2p's own protoc
 """
 
 from .auto_nat import AutoNat
-from .config import Config, HostLimits, MuxLimits, PunchConfig, RelayLimits, StatusLimits, Timeouts
+from .config import Config, HostLimits, MuxLimits, PunchConfig, Rate, RelayLimits, StatusLimits, Timeouts
 from .errors import (
     ConnectionClosed,
     DialFailed,
@@ -22,6 +22,7 @@ from .errors import (
 )
 from .host import Host
 from .nat.punch import HolePuncher
+from .protocols.relay.access import AccessList, PeerList
 from .relay_server import RelayServer
 from .transport.connection import Connection
 from .transport.stream import Stream
@@ -32,6 +33,7 @@ from .wire.multiaddr import Multiaddr
 from .wire.peer_id import PeerId
 
 __all__ = [
+    "AccessList",
     "AutoNat",
     "Config",
     "Connection",
@@ -47,10 +49,12 @@ __all__ = [
     "MuxLimits",
     "NetworkError",
     "PeerId",
+    "PeerList",
     "ProtocolNotSupported",
     "ProtocolViolation",
     "PunchConfig",
     "PunchFailed",
+    "Rate",
     "RelayLimits",
     "RelayRefused",
     "RelayServer",

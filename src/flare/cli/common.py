@@ -113,7 +113,13 @@ def identity_from(path: Path | None) -> Identity:
     return identity
 
 
-def run_until_signal(main: Callable[[asyncio.Event], Coroutine[Any, Any, int]], out: Output) -> int:
+class Stop(asyncio.Event):
+    """Set when the command is to end; `signal` is what told it so, None when nobody reads its output."""
+
+    signal: signal.Signals | None = None
+
+
+def run_until_signal(main: Callable[[Stop], Coroutine[Any, Any, int]], out: Output) -> int:
     """Run `main(stop)` on uvloop when it is installed, else on asyncio's loop; SIGINT and SIGTERM set `stop`.
 
     So does the end of who reads `out`, and then the result is 1. A second signal cancels `main`: 130.
@@ -123,19 +129,20 @@ def run_until_signal(main: Callable[[asyncio.Event], Coroutine[Any, Any, int]], 
     return 1 if out.broken else code
 
 
-async def _with_signals(main: Callable[[asyncio.Event], Coroutine[Any, Any, int]], out: Output) -> int:
+async def _with_signals(main: Callable[[Stop], Coroutine[Any, Any, int]], out: Output) -> int:
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
-    stop = asyncio.Event()
+    stop = Stop()
     out.on_broken = stop.set
 
-    def on_signal() -> None:
+    def on_signal(number: signal.Signals) -> None:
         if stop.is_set() and task is not None:
             task.cancel()
+        stop.signal = stop.signal or number
         stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
+        loop.add_signal_handler(number, on_signal, number)
     try:
         return await main(stop)
     except asyncio.CancelledError:
