@@ -48,6 +48,12 @@ class MuxLimits:
     initial_window: int = 256 * KIB  # fixed by yamux
     max_window: int = 16 * MIB  # a stream's window doubles up to here while the peer keeps it full
     max_receive: int = 64 * MIB  # all windows of one connection together: defends memory
+    # What waits to be read on all connections of the process. One that has more waiting than is left for all,
+    # and more than a first window, is ended: defends memory against circuits that nobody reads. 0: no limit
+    max_receive_all: int = 512 * MIB
+    max_growth_all: int = (
+        256 * MIB
+    )  # by which all windows grow; each connection gets a quarter of what is left
     max_streams: int = 1024  # inbound streams at once
     backlog: int = 256  # inbound streams opened and not yet negotiated, and our own not yet acknowledged
     send_high_water: int = 1 * MIB  # a link with this much unsent takes no more

@@ -156,6 +156,8 @@ cdef int set_limits(link* ln, object limits) except -1:
     cdef double second = 1e9
     ln.mux.limits.max_window = getattr(limits, "max_window", 16 << 20)
     ln.mux.limits.max_receive = getattr(limits, "max_receive", 64 << 20)
+    ln.mux.limits.all_receive = getattr(limits, "max_receive_all", 512 << 20)
+    ln.mux.limits.all_growth = getattr(limits, "max_growth_all", 256 << 20)
     ln.mux.limits.max_streams = getattr(limits, "max_streams", 1024)
     ln.mux.limits.backlog = getattr(limits, "backlog", 256)
     ln.mux.limits.high_water = getattr(limits, "send_high_water", 1 << 20)

@@ -113,6 +113,8 @@ cdef struct ping_slot:
 cdef struct mux_limits:
     uint32_t max_window
     uint64_t max_receive
+    uint64_t all_receive  # by all sessions of the process: what waits to be read,
+    uint64_t all_growth  # ... and what windows grew by
     uint32_t max_streams
     uint32_t backlog
     size_t high_water
@@ -149,6 +151,8 @@ cdef struct mux:
     int64_t reserved_until  # ns; threaded
     size_t reserved  # in that pass: room that was promised to streams of Python's, which write after it
     uint64_t window_total
+    uint64_t grown  # of that, beyond the windows that streams begin with
+    uint64_t seed  # odd: which ids share a bucket is not for the peer to choose
     uint64_t buffered  # bytes in all rx queues
     stream* wait_head[2]  # [0] control, [1] the others
     stream* wait_tail[2]

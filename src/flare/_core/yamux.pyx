@@ -11,6 +11,50 @@ cdef enum:
     WORTHWHILE = 256  # no smaller piece of data is squeezed into the end of a record
 
 
+cdef extern from *:
+    """
+    static int64_t flare_all[2];  /* of all sessions, in any thread: bytes that wait, growth of windows */
+    static int64_t flare_count(int what, int64_t n) {
+        return __atomic_add_fetch(&flare_all[what], n, __ATOMIC_RELAXED);
+    }
+    """
+    int64_t flare_count(int what, int64_t n) noexcept nogil
+
+cdef enum:
+    WAITING = 0
+    GROWTH = 1
+
+
+# Memory of all sessions together. Who asks for more gets up to a share of what is left: so one cannot have
+# it all, many cannot leave nothing, and nobody has to know how many there are.
+
+cdef inline bint may_keep(const mux* m, size_t n) noexcept nogil:
+    """Whether `n` more bytes may wait: always up to a first window, then as many as everybody has left."""
+    cdef int64_t left = <int64_t>m.limits.all_receive - flare_count(WAITING, 0)
+    return (
+        m.buffered + n <= INITIAL_WINDOW or not m.limits.all_receive or <int64_t>(m.buffered + n) <= left
+    )
+
+
+cdef inline uint64_t may_grow(const mux* m) noexcept nogil:
+    """By how much more the windows of a session may grow: to a quarter of what everybody has left."""
+    cdef int64_t left = <int64_t>m.limits.all_growth - flare_count(GROWTH, 0)
+    if not m.limits.all_growth:
+        return m.limits.max_receive
+    return <uint64_t>max(left // 4 - <int64_t>m.grown, <int64_t>0)
+
+
+cdef inline void waits_less(mux* m, size_t n) noexcept nogil:
+    m.buffered -= n
+    if n:
+        flare_count(WAITING, -<int64_t>n)
+
+
+def memory():
+    """Of all sessions: bytes that wait to be read, and what windows grew by."""
+    return flare_count(WAITING, 0), flare_count(GROWTH, 0)
+
+
 # Numbers on the wire
 
 cdef inline uint32_t get32(const uint8_t* p) noexcept nogil:
@@ -36,8 +80,7 @@ cdef inline void put_header(uint8_t* p, int type, int flags, uint32_t id, uint32
 # The table of streams
 
 cdef inline stream** bucket(mux* m, uint32_t id) noexcept nogil:
-    # ids of one side are 2 apart
-    return &m.table[(id >> 1) & (m.table_size - 1)]
+    return &m.table[<uint32_t>((id * m.seed) >> 32) & (m.table_size - 1)]
 
 
 cdef stream* find(mux* m, uint32_t id) noexcept nogil:
@@ -116,6 +159,9 @@ cdef void unlink(stream* s) noexcept nogil:
     m.streams -= 1
     m.inbound -= s.inbound
     m.window_total -= s.window
+    m.grown -= s.window - INITIAL_WINDOW
+    if s.window > INITIAL_WINDOW:
+        flare_count(GROWTH, <int64_t>INITIAL_WINDOW - s.window)
     acked(s)
     wait_remove(s)
     if m.cur == s:
@@ -133,7 +179,7 @@ cdef inline void acked(stream* s) noexcept nogil:
 cdef void stream_free(node* n) noexcept nogil:
     cdef stream* s = <stream*>n
     cdef mux* m = s.mux
-    m.buffered -= queue_clear(&s.rx)
+    waits_less(m, queue_clear(&s.rx))
     free(s)
     if m.paused and not m.dead:
         set_dirty(m.core, &m.node)
@@ -403,7 +449,7 @@ cdef size_t stream_copy(stream* s, uint8_t* out, size_t n) noexcept nogil:
 
 cdef void stream_skip(stream* s, size_t n) noexcept nogil:
     queue_skip(&s.rx, n)
-    s.mux.buffered -= n
+    waits_less(s.mux, n)
     if s.ack_due:
         set_dirty(s.mux.core, &s.node)
     if s.mux.paused:
@@ -412,9 +458,10 @@ cdef void stream_skip(stream* s, size_t n) noexcept nogil:
 
 
 cdef int stream_store(stream* s, const uint8_t* data, size_t n) noexcept nogil:
-    if queue_push(&s.rx, data, n) < 0:
+    if not may_keep(s.mux, n) or queue_push(&s.rx, data, n) < 0:
         return -1
     s.mux.buffered += n
+    flare_count(WAITING, n)
     return 0
 
 
@@ -436,6 +483,9 @@ cdef void stream_credit(stream* s) noexcept nogil:
     ):
         more = min(<uint64_t>s.window, <uint64_t>(m.limits.max_window - s.window))
         more = min(more, m.limits.max_receive - m.window_total)
+        more = min(more, may_grow(m))
+        m.grown += more
+        flare_count(GROWTH, more)
         s.window += <uint32_t>more
         m.window_total += more
         owed += <uint32_t>more
@@ -474,7 +524,7 @@ cdef void ended(stream* s) noexcept nogil:
 
 cdef void stream_discard(stream* s) noexcept nogil:
     s.discards = 1
-    s.mux.buffered -= queue_clear(&s.rx)
+    waits_less(s.mux, queue_clear(&s.rx))
     if s.mux.paused:
         set_dirty(s.mux.core, &s.mux.node)
 
@@ -485,6 +535,7 @@ cdef void mux_init(mux* m, core* c, bint initiator) noexcept nogil:
     m.core = c
     m.initiator = initiator
     m.next_id = 1 if initiator else 2
+    m.seed = (<uint64_t>m ^ <uint64_t>c.now) * <uint64_t>0x9E3779B97F4A7C15 | 1
     m.out.record = m.out.frame = NOWHERE
     m.refs = 1
 
