@@ -8,7 +8,7 @@ import pytest
 
 from flare._core.engine import Engine
 from flare._core.yamux import memory
-from tests.support.mux import DATA, RST, SYN, WINDOW, Bare, Limits, Pair, drain, frame, run
+from tests.support.mux import DATA, RST, SYN, WINDOW, Bare, Pair, drain, frame, run
 
 KIB, MIB = 1024, 1024 * 1024
 

@@ -179,6 +179,10 @@ class HopService:
 
     async def serve(self, stream: Stream) -> None:
         """One request; for a CONNECT it returns when the circuit is over."""
+        self._waiting[stream.connection] += 1
+        await self._serve(stream)
+
+    async def _serve(self, stream: Stream) -> None:
         frame = await self._request(stream)
         if frame is not None:
             await _finished(self._act(stream, frame))
@@ -186,7 +190,6 @@ class HopService:
     async def _request(self, stream: Stream) -> bytes | None:
         """Wait for it; None when none comes, and then the stream is answered."""
         connection = stream.connection
-        self._waiting[connection] += 1
         try:
             async with within(self._timeouts.relay_message, "a request to the relay"):
                 return await stream.read_frame(MESSAGE_LIMIT)
@@ -216,7 +219,8 @@ class HopService:
             stream.connection.charge(1, "streams to the relay without a request")
             stream.reset()
             return None
-        return self.serve(stream)
+        self._waiting[stream.connection] += 1  # now: many come at once
+        return self._serve(stream)
 
     def _act(self, stream: Stream, frame: bytes) -> Awaitable[None] | None:
         try:
