@@ -48,5 +48,7 @@ cdef int aead_open_ad(aead* a, const uint8_t* ad, size_t ad_n, uint8_t* buf, siz
 cdef void aead_park(aead* a) noexcept nogil
 # Frees the context and zeroes the key; `a` then is as if zeroed.
 cdef void aead_free(aead* a) noexcept nogil
+# Zeroes secrets; no compiler drops it.
+cdef void wipe(void* p, size_t n) noexcept nogil
 # 1 when no call takes the GIL.
 cdef bint aead_is_native() noexcept nogil

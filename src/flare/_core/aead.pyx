@@ -110,6 +110,10 @@ cdef void aead_free(aead* a) noexcept nogil:
     flare_wipe(a, sizeof(aead))
 
 
+cdef void wipe(void* p, size_t n) noexcept nogil:
+    flare_wipe(p, n)
+
+
 cdef bint aead_is_native() noexcept nogil:
     return native
 

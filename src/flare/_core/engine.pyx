@@ -310,9 +310,7 @@ cdef class Engine:
         made.bind(self, self.c, ln)  # from here on the wrapper's death is the link's
         set_limits(ln, limits)
         if kind:
-            record.used = True
-            ln.key = record.receiving
-            ln.mux.out.key = record.sending
+            record.hand_over(&ln.mux.out, &ln.key)
         return made
 
     cdef int begin(self, Link made, leftover) except -1:

@@ -25,7 +25,12 @@ REQUIRED = (
     "EVP_aes_256_gcm",
     "OpenSSL_version",
 )
-OPTIONAL = ("EVP_CIPHER_fetch",)  # OpenSSL 3: an algorithm looked up once instead of at every new context
+OPTIONAL = (
+    "EVP_CIPHER_fetch",  # OpenSSL 3: an algorithm looked up once instead of at every new context
+    "HMAC",  # for the keys of TLS, which Python can make too
+    "EVP_sha256",
+    "EVP_sha384",
+)
 # What handshake.pyx calls, in its order; without any of them flare.transport.noise does the work.
 HANDSHAKE = (
     "SHA256_Init",

@@ -7,6 +7,7 @@ from flare._core.engine import Engine
 from flare._core.records import NoiseRecords as NoiseRecords
 from flare._core.records import PlainRecords as PlainRecords
 from flare._core.records import RecordKeys as RecordKeys
+from flare._core.records import TlsRecords as TlsRecords
 
 READABLE: Final = 1
 WRITABLE: Final = 2

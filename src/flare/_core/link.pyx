@@ -33,7 +33,7 @@ from flare._core.link_io cimport (
     link_close,
     link_feed,
 )
-from flare._core.records cimport RECORD_EXHAUSTED, out_finish, out_sent
+from flare._core.records cimport out_finish, out_sent, record_failure
 from flare._core.yamux cimport (
     BAD_CREDIT,
     BAD_FLAGS,
@@ -67,9 +67,8 @@ from flare._core.yamux cimport (
 
 import os
 
-from flare._core.records import NoiseRecords, PlainRecords, RecordKeys  # no-cython-lint
+from flare._core.records import NoiseRecords, PlainRecords, RecordKeys, TlsRecords  # no-cython-lint
 from flare.errors import (
-    AuthenticationFailed,
     ConnectionClosed,
     DecodeError,
     FrameTooLarge,
@@ -293,10 +292,8 @@ cdef class Link:
             return ConnectionClosed("the connection was closed here")
         if ln.end == END_VIOLATION:
             error = ProtocolViolation(f"the peer sent {VIOLATIONS[ln.mux.violation]}", protocol="yamux")
-        elif ln.end == END_RECORD and ln.error == RECORD_EXHAUSTED:
-            error = ResourceLimit("all nonces of this connection's keys are used")
         elif ln.end == END_RECORD:
-            error = AuthenticationFailed("a record does not verify", protocol="noise")
+            error = record_failure(ln.kind, ln.error, ln.alert)
         elif ln.end == END_ERRNO:
             error = ConnectionClosed(ln.error, os.strerror(ln.error))
         elif ln.end == END_KEEPALIVE:

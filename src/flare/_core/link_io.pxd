@@ -4,11 +4,12 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from flare._core.aead cimport aead
 from flare._core.core cimport core, node, timer
+from flare._core.records cimport RECORD_HEADER_MAX
 from flare._core.yamux cimport mux
 
 cdef enum:
     SCRATCH = 256 * 1024  # one recv when a link is alone
-    SCRATCH_FRONT = 64  # room before it for one byte of a record's length
+    SCRATCH_FRONT = 64  # room before it for what has come of a record's header
     QUANTUM = 64 * 1024  # one recv, at least, when several links have much to say
     CONTROL_SLACK = 256 * 1024  # of unsent control frames above the high-water mark before reading stops
 
@@ -47,8 +48,9 @@ cdef struct link:
     uint8_t* partial  # a record that has begun
     size_t partial_n
     size_t partial_size  # 0: none
-    uint8_t first_byte  # of a record's length, when only that has arrived
-    uint8_t has_first_byte
+    uint8_t head[RECORD_HEADER_MAX]  # what has come of a record's header, when no more has
+    uint8_t head_n
+    uint8_t alert  # what a peer of TLS ended with
     uint8_t kind
     uint8_t state
     uint8_t end

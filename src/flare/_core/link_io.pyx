@@ -17,18 +17,20 @@ from flare._core.core cimport (
     timer_clear,
     timer_set,
 )
+from flare._core.record_error cimport RECORD_CLOSED, RECORD_MEMORY, RECORD_OK
 from flare._core.records cimport (
-    NOISE_HEADER,
-    NOISE_TAG,
-    RECORD_MEMORY,
-    RECORD_NOISE,
-    RECORD_OK,
-    RECORD_SHORT,
+    RECORD_PLAIN,
+    out_answer,
+    out_farewell,
     out_finish,
+    out_forget,
     out_free,
     out_sent,
     out_trim,
+    outbox,
+    record_header,
     record_open,
+    record_size,
 )
 from flare._core.yamux cimport (
     GOAWAY_PROTOCOL,
@@ -248,12 +250,7 @@ cdef void link_read(link* ln, size_t quantum) noexcept nogil:
             link_die(ln, END_ERRNO, errno)
         return
     if n == 0:
-        if ln.state == LINK_CLOSING:
-            link_die(ln, END_LOCAL, 0)
-        elif ln.partial_size or ln.has_first_byte or ln.mux.left or ln.mux.header_n:
-            link_die(ln, END_TRUNCATED, 0)
-        else:
-            link_die(ln, END_EOF, 0)
+        peer_closed(ln)
         return
     ln.last_read = <size_t>n
     c.counters.receives += 1
@@ -269,6 +266,15 @@ cdef void link_read(link* ln, size_t quantum) noexcept nogil:
     take(ln, data, n)
     if ln.mux.buffered >= ln.mux.limits.max_receive and ln.state == LINK_OPEN:
         watch(ln)
+
+
+cdef void peer_closed(link* ln) noexcept nogil:
+    if ln.state == LINK_CLOSING:
+        link_die(ln, END_LOCAL, 0)
+    elif ln.partial_size or ln.head_n or ln.mux.left or ln.mux.header_n:
+        link_die(ln, END_TRUNCATED, 0)
+    else:
+        link_die(ln, END_EOF, 0)
 
 
 cdef void link_feed(link* ln, const uint8_t* data, size_t n) noexcept nogil:
@@ -300,7 +306,7 @@ cdef bint finish_partial(link* ln) noexcept nogil:
     cdef bint alive
     ln.partial = NULL
     ln.partial_n = ln.partial_size = 0
-    alive = one_record(ln, record + NOISE_HEADER, size - NOISE_HEADER)
+    alive = one_record(ln, record, size)
     free(record)
     return alive
 
@@ -308,15 +314,30 @@ cdef bint finish_partial(link* ln) noexcept nogil:
 cdef void drop_partial(link* ln) noexcept nogil:
     free(ln.partial)
     ln.partial = NULL
-    ln.partial_n = ln.partial_size = ln.has_first_byte = 0
+    ln.partial_n = ln.partial_size = ln.head_n = 0
 
 
-cdef bint one_record(link* ln, uint8_t* data, size_t n) noexcept nogil:
-    cdef int error = record_open(&ln.key, data, n)
+cdef bint one_record(link* ln, uint8_t* record, size_t size) noexcept nogil:
+    cdef outbox* o = &ln.mux.out
+    cdef size_t n = 0
+    cdef int error = record_open(o, &ln.key, record, size, &n)
     if error != RECORD_OK:
-        link_die(ln, END_RECORD, error)
+        bad_record(ln, error)
         return False
-    return parse(ln, data, n - NOISE_TAG)
+    if out_answer(ln.mux.core, o):
+        set_dirty(ln.mux.core, &ln.mux.node)
+    return parse(ln, record + record_header(ln.kind), n)
+
+
+cdef void bad_record(link* ln, int error) noexcept nogil:
+    if error == RECORD_CLOSED:
+        peer_closed(ln)
+        return
+    if ln.mux.out.tls != NULL:
+        ln.alert = ln.mux.out.tls.alert
+        out_farewell(ln.mux.core, &ln.mux.out, error)
+        link_send(ln)
+    link_die(ln, END_RECORD, error)
 
 
 cdef bint parse(link* ln, const uint8_t* data, size_t n) noexcept nogil:
@@ -337,38 +358,38 @@ cdef bint parse(link* ln, const uint8_t* data, size_t n) noexcept nogil:
 
 cdef void take(link* ln, uint8_t* data, size_t n) noexcept nogil:
     """Whole records of what was received; keep what is left of the last."""
-    cdef size_t size
+    cdef int size
+    cdef size_t header = record_header(ln.kind)
     if ln.state != LINK_OPEN:
         return
-    if ln.kind != RECORD_NOISE:
+    if ln.kind == RECORD_PLAIN:
         parse(ln, data, n)
         return
-    if ln.has_first_byte and n:
-        ln.has_first_byte = 0
-        data -= 1
-        data[0] = ln.first_byte
-        n += 1
-    while n >= NOISE_HEADER:
-        size = <size_t>data[0] << 8 | data[1]
-        if size < NOISE_TAG:
-            link_die(ln, END_RECORD, RECORD_SHORT)
+    if ln.head_n:
+        data -= ln.head_n
+        memcpy(data, ln.head, ln.head_n)
+        n += ln.head_n
+        ln.head_n = 0
+    while n >= header:
+        size = record_size(ln.kind, data)
+        if size < 0:
+            bad_record(ln, size)
             return
-        if n < NOISE_HEADER + size:
-            ln.partial = <uint8_t*>malloc(NOISE_HEADER + size)
+        if n < <size_t>size:
+            ln.partial = <uint8_t*>malloc(size)
             if ln.partial == NULL:
                 link_die(ln, END_MEMORY, 0)
                 return
             memcpy(ln.partial, data, n)
             ln.partial_n = n
-            ln.partial_size = NOISE_HEADER + size
+            ln.partial_size = size
             return
-        if not one_record(ln, data + NOISE_HEADER, size):
+        if not one_record(ln, data, size):
             return
-        data += NOISE_HEADER + size
-        n -= NOISE_HEADER + size
-    if n:
-        ln.first_byte = data[0]
-        ln.has_first_byte = 1
+        data += size
+        n -= size
+    memcpy(ln.head, data, n)
+    ln.head_n = <uint8_t>n
 
 
 # Out
@@ -444,6 +465,7 @@ cdef void link_close(link* ln, uint32_t code) noexcept nogil:
     ln.state = LINK_CLOSING
     mux_goaway(&ln.mux, code)
     mux_end(&ln.mux)
+    out_farewell(ln.mux.core, &ln.mux.out, RECORD_OK)
     drop_partial(ln)  # what the peer sent before it heard our go-away concerns nobody
     set_dirty(ln.mux.core, &ln.mux.node)
     timer_set(ln.mux.core, &ln.timer, ln.mux.core.now + ln.linger)
@@ -464,7 +486,7 @@ cdef void link_die(link* ln, int end, int error) noexcept nogil:
     if ln.fd >= 0:
         if ln.watching:
             c.watch(c, ln.fd, ln.place, ln.watching, WATCH_NONE)
-        if end == END_VIOLATION:
+        if end == END_VIOLATION or end == END_RECORD:
             # unread input would make the kernel reset the connection, and the go-away be lost with it
             shutdown(ln.fd, SHUT_WR)
             recv(ln.fd, NULL, SCRATCH, MSG_TRUNC | MSG_DONTWAIT)
@@ -478,7 +500,7 @@ cdef void link_die(link* ln, int end, int error) noexcept nogil:
         out_free(c, &ln.mux.out)
     drop_partial(ln)
     aead_free(&ln.key)
-    aead_free(&ln.mux.out.key)
+    out_forget(&ln.mux.out)
     notify(c, &ln.mux.node, MUX_CLOSED)
 
 

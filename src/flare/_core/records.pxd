@@ -5,23 +5,20 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from flare._core.aead cimport aead
 from flare._core.core cimport core
+from flare._core.record_error cimport record_error
+from flare._core.tls cimport tls_state
 
-cdef enum:
+cdef enum record_kind:
     RECORD_PLAIN = 0
     RECORD_NOISE = 1
+    RECORD_TLS = 2
 
 cdef enum:
     NOISE_HEADER = 2
     NOISE_TAG = 16
     NOISE_RECORD = 65535  # largest ciphertext (noise/README.md, "Wire Format")
-    RECORD_PLAINTEXT = NOISE_RECORD - NOISE_TAG
-
-cdef enum record_error:
-    RECORD_OK = 0
-    RECORD_FORGED = -1
-    RECORD_SHORT = -2  # no room for a tag
-    RECORD_EXHAUSTED = -3
-    RECORD_MEMORY = -4
+    RECORD_PLAINTEXT = NOISE_RECORD - NOISE_TAG  # largest of any kind
+    RECORD_HEADER_MAX = 5
 
 cdef struct outbox:
     uint8_t* data
@@ -36,6 +33,7 @@ cdef struct outbox:
     int error  # a record_error that sticks: the link is over
     uint64_t sealed  # records
     aead key
+    tls_state* tls  # both directions'; NULL: not TLS
 
 cdef extern from *:
     """
@@ -48,20 +46,37 @@ cdef class RecordKeys:
     cdef bint used
     cdef aead sending
     cdef aead receiving
+    cdef tls_state* tls
 
     cdef int check_unused(self) except -1
+    # Keys and counters are the link's from now on.
+    cdef void hand_over(self, outbox* out, aead* receiving)
+
+# Bytes of a record's header, which says how long the record is.
+cdef size_t record_header(int kind) noexcept nogil
+# Bytes of the whole record whose header this is, or a record_error.
+cdef int record_size(int kind, const uint8_t* header) noexcept nogil
+# Decrypts a whole record in place. Its n bytes of text lie behind the header. A record_error.
+cdef int record_open(outbox* o, aead* key, uint8_t* record, size_t size, size_t* n) noexcept nogil
 
 # Room left in the open record, or in a new one when none is open.
 cdef size_t out_room(const outbox* o) noexcept nogil
 # n bytes in one record, to be filled by the caller; NULL: no memory, and o.error is set. n <=
-# RECORD_PLAINTEXT.
+# out_room of a new record.
 cdef uint8_t* out_take(core* c, outbox* o, size_t n) noexcept nogil
 # Seals the open record.
 cdef void out_finish(outbox* o) noexcept nogil
+# The key update that the peer asked for, if it did; True: there is something to send.
+cdef bint out_answer(core* c, outbox* o) noexcept nogil
+# The last word: close_notify, or the alert for a record_error. Nothing where records have none.
+cdef void out_farewell(core* c, outbox* o, int error) noexcept nogil
 # n bytes from o.start were sent.
 cdef void out_sent(core* c, outbox* o, size_t n) noexcept nogil
 # What stays for long moves out of a borrowed buffer that is much larger.
 cdef void out_trim(core* c, outbox* o) noexcept nogil
 cdef void out_free(core* c, outbox* o) noexcept nogil
-# Decrypts one record of n bytes, tag included, in place.
-cdef int record_open(aead* key, uint8_t* data, size_t n) noexcept nogil
+# The keys of a link that is over.
+cdef void out_forget(outbox* o) noexcept nogil
+
+# The exception for a record_error on records of a kind.
+cdef object record_failure(int kind, int error, int alert)
