@@ -6,9 +6,15 @@ Times are seconds, sizes bytes; 0 means no limit where that is said.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from flare.errors import UsageError
 
 KIB = 1024
 MIB = 1024 * KIB
+
+Security = Literal["tls", "noise"]
+SECURITY: Final[tuple[Security, ...]] = ("tls", "noise")  # as go-libp2p prefers them
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,3 +216,10 @@ class Config:
     punch: PunchConfig = field(default_factory=PunchConfig)
     reservation: ReservationConfig = field(default_factory=ReservationConfig)
     data_threads: int = 0
+    security: tuple[Security, ...] = (
+        SECURITY  # of TCP and circuits: dials propose in this order, others are refused
+    )
+
+    def __post_init__(self) -> None:
+        if not self.security or set(self.security) - set(SECURITY):
+            raise UsageError(f"security {self.security!r}: choose from {', '.join(SECURITY)}")

@@ -39,6 +39,7 @@ QUICK = Config(
     mux=replace(MuxLimits(), keepalive=0.5, keepalive_timeout=0.5),
     host=replace(HostLimits(), max_handshakes_per_ip=512),
     reservation=replace(ReservationConfig(), backoff_first=0.05, backoff_max=0.2, backoff_refused=0.2),
+    security=("noise",),  # whose bytes the faults are aimed at; test_tls.py does the same to TLS
 )
 
 

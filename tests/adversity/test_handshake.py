@@ -29,7 +29,7 @@ MULTISTREAM = 28  # bytes: header and "/noise"
 MESSAGE_1 = MULTISTREAM + 2 + 32
 STEP = 24  # of the offsets that are tried past the handshake, where records protect every byte alike
 
-PATIENT = Config()  # for what has to work, however busy the machine is
+PATIENT = Config(security=("noise",))  # for what has to work, however busy the machine is
 
 Make = Callable[..., Fault]
 

@@ -31,6 +31,7 @@ from flare.host import Host
 from flare.protocols.relay import HOP_PROTOCOL, STOP_PROTOCOL, connect, reserve
 from flare.relay_server import RelayServer
 from flare.transport.circuit import StreamChannel
+from flare.transport.noise import RecordSecrets
 from flare.transport.stream import Stream
 from flare.transport.upgrade import RecordChannel, upgrade
 from flare.wire.messages import HopMessage, Status, StopMessage
@@ -343,8 +344,14 @@ class TestPeersInside:
             stream, _ = await there.raw(dialler)
             channel = StreamChannel(stream, "the listener")
             upgraded = await upgrade(
-                channel, dialler.identity, initiator=True, expected_peer=None, timeouts=config.timeouts
+                channel,
+                dialler.identity,
+                initiator=True,
+                expected_peer=None,
+                timeouts=config.timeouts,
+                security=("noise",),
             )
+            assert isinstance(upgraded.records, RecordSecrets)
             records = RecordChannel(channel, upgraded.records)
             await eventually(lambda: there.listener.connections_to(dialler.peer_id))
             (connection,) = there.listener.connections_to(dialler.peer_id)

@@ -16,6 +16,7 @@ from flare.config import Timeouts
 from flare.errors import FlareError
 from flare.transport import multistream, noise
 from flare.transport.channel import SocketChannel
+from flare.transport.noise import RecordSecrets
 from flare.transport.upgrade import RecordChannel, upgrade
 from flare.wire.keys import Identity
 from flare.wire.multiaddr import Multiaddr
@@ -141,9 +142,15 @@ async def client(
     async with raw(addr, source) as sock:
         channel = SocketChannel(asyncio.get_running_loop(), sock)
         upgraded = await upgrade(
-            channel, identity or Identity.generate(), initiator=True, expected_peer=None, timeouts=Timeouts()
+            channel,
+            identity or Identity.generate(),
+            initiator=True,
+            expected_peer=None,
+            timeouts=Timeouts(),
+            security=("noise",),
         )
         assert not upgraded.leftover
+        assert isinstance(upgraded.records, RecordSecrets)
         yield Client(sock, RecordChannel(channel, upgraded.records), channel)
 
 

@@ -43,7 +43,7 @@ class TestOpening:
             assert near.local_addr == far.remote_addr
             assert far.local_addr == near.remote_addr == b.addr.without_peer()
             assert near.path == far.path == "direct/tcp"
-            assert (near.security, near.muxer) == ("/noise", "/yamux/1.0.0")
+            assert (near.security, near.muxer) == ("/tls/1.0.0", "/yamux/1.0.0")
             assert not near.is_limited
             assert not near.is_relayed
             assert near.relay is None

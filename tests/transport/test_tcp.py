@@ -352,7 +352,8 @@ class TestHostilePeers:
         ],
     )
     async def test_servers_that_speak_something_else(self, wire: bytes, error: Any) -> None:
-        async with Node(QUICK) as a, silent_server() as (addr, accepted):
+        config = replace(QUICK, security=("noise",))
+        async with Node(config) as a, silent_server() as (addr, accepted):
             dialling = asyncio.create_task(a.tcp.dial(addr, expected_peer=None))
             await eventually(lambda: accepted)
             accepted[0].sendall(wire)

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from flare._core.engine import Engine
 from flare._core.link import LinkStream, NoiseRecords
-from flare.config import Timeouts
+from flare.config import SECURITY, Security, Timeouts
 from flare.errors import AuthenticationFailed, ProtocolNotSupported
 from flare.transport import multistream, noise
 from flare.transport.noise import RecordSecrets
@@ -28,9 +28,15 @@ def records(secrets: RecordSecrets) -> NoiseRecords:
     return NoiseRecords(secrets.send_key, secrets.recv_key, secrets.send_nonce, secrets.recv_nonce)
 
 
-async def both(near: MemoryChannel, far: MemoryChannel) -> tuple[Upgraded, Upgraded]:
-    dialler = upgrade(near, ALICE, initiator=True, expected_peer=BOB.peer_id, timeouts=TIMES)
-    listener = upgrade(far, BOB, initiator=False, expected_peer=None, timeouts=TIMES)
+async def both(
+    near: MemoryChannel,
+    far: MemoryChannel,
+    *,
+    dials: tuple[Security, ...] = SECURITY,
+    listens: tuple[Security, ...] = SECURITY,
+) -> tuple[Upgraded, Upgraded]:
+    dialler = upgrade(near, ALICE, initiator=True, expected_peer=BOB.peer_id, timeouts=TIMES, security=dials)
+    listener = upgrade(far, BOB, initiator=False, expected_peer=None, timeouts=TIMES, security=listens)
     return tuple(await asyncio.gather(dialler, listener))
 
 
@@ -50,7 +56,9 @@ async def noise_without_muxers(channel: Any, identity: Identity, *, initiator: b
 @aio
 async def test_two_of_ours_agree_in_three_writes() -> None:
     near, far = channel_pair()
-    a, b = await both(near, far)
+    a, b = await both(near, far, dials=("noise",))
+    assert isinstance(a.records, RecordSecrets)
+    assert isinstance(b.records, RecordSecrets)
     assert (a.remote_peer, b.remote_peer) == (BOB.peer_id, ALICE.peer_id)
     assert (a.muxer, b.muxer) == ("/yamux/1.0.0", "/yamux/1.0.0")
     assert (a.security, a.leftover, b.leftover) == ("/noise", b"", b"")
@@ -63,7 +71,9 @@ async def test_two_of_ours_agree_in_three_writes() -> None:
 async def test_data_in_the_record_of_the_last_negotiation_message_reaches_the_link(dials: bool) -> None:
     """A peer without early negotiation sends yamux frames along with its proposal, or with its answer."""
     near, far = channel_pair()
-    ours = asyncio.create_task(upgrade(near, ALICE, initiator=not dials, expected_peer=None, timeouts=TIMES))
+    ours = asyncio.create_task(
+        upgrade(near, ALICE, initiator=not dials, expected_peer=None, timeouts=TIMES, security=("noise",))
+    )
     theirs = await noise_without_muxers(far, BOB, initiator=dials)
     stream_id = 1 if dials else 2
     syn = bytes.fromhex("0000 0001") + stream_id.to_bytes(4, "big") + (5).to_bytes(4, "big") + b"hello"
@@ -80,6 +90,7 @@ async def test_data_in_the_record_of_the_last_negotiation_message_reaches_the_li
         )
         made = await ours
     assert made.muxer == "/yamux/1.0.0"
+    assert isinstance(made.records, RecordSecrets)
     assert made.records.recv_nonce < theirs.hand_over()[0].send_nonce, "the record is to be read once more"
 
     await theirs.write(
@@ -98,7 +109,9 @@ async def test_data_in_the_record_of_the_last_negotiation_message_reaches_the_li
 @aio
 async def test_a_muxer_nobody_speaks() -> None:
     near, far = channel_pair()
-    ours = asyncio.create_task(upgrade(near, ALICE, initiator=True, expected_peer=None, timeouts=TIMES))
+    ours = asyncio.create_task(
+        upgrade(near, ALICE, initiator=True, expected_peer=None, timeouts=TIMES, security=("noise",))
+    )
     theirs = await noise_without_muxers(far, BOB, initiator=False)
     await theirs.write(multistream.encode("/multistream/1.0.0") + multistream.encode("na"))
     with pytest.raises(ProtocolNotSupported, match="/yamux"):
@@ -106,12 +119,37 @@ async def test_a_muxer_nobody_speaks() -> None:
 
 
 @aio
-async def test_a_peer_that_wants_another_security() -> None:
+@pytest.mark.parametrize("security", [("noise",), ("tls",), ("tls", "noise"), ("noise", "tls")])
+async def test_a_peer_that_wants_another_security(security: tuple[Security, ...]) -> None:
     near, far = channel_pair()
-    ours = asyncio.create_task(upgrade(near, ALICE, initiator=True, expected_peer=None, timeouts=TIMES))
-    await far.write(multistream.encode("/multistream/1.0.0") + multistream.encode("na"))
-    with pytest.raises(ProtocolNotSupported, match="/noise"):
+    ours = asyncio.create_task(
+        upgrade(near, ALICE, initiator=True, expected_peer=None, timeouts=TIMES, security=security)
+    )
+    await far.write(multistream.encode("/multistream/1.0.0") + multistream.encode("na") * len(security))
+    with pytest.raises(ProtocolNotSupported, match=r"/noise|/tls"):
         await ours
+
+
+@aio
+@pytest.mark.parametrize(
+    ("dials", "listens", "agreed"),
+    [
+        (("tls", "noise"), ("tls", "noise"), "/tls/1.0.0"),
+        (("noise", "tls"), ("tls", "noise"), "/noise"),
+        (("tls", "noise"), ("noise", "tls"), "/tls/1.0.0"),
+        (("tls", "noise"), ("noise",), "/noise"),
+        (("noise", "tls"), ("tls",), "/tls/1.0.0"),
+        (("tls",), ("tls", "noise"), "/tls/1.0.0"),
+        (("noise",), ("tls", "noise"), "/noise"),
+    ],
+)
+async def test_the_dialler_s_order_decides(
+    dials: tuple[Security, ...], listens: tuple[Security, ...], agreed: str
+) -> None:
+    a, b = await both(*channel_pair(), dials=dials, listens=listens)
+    assert a.security == b.security == agreed
+    assert a.muxer == b.muxer == "/yamux/1.0.0"
+    assert a.leftover == b.leftover == b""
 
 
 @aio

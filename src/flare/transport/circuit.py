@@ -1,4 +1,4 @@
-"""A connection inside a relayed stream: Noise and yamux again, end to end, over what the relay copies.
+"""A connection inside a relayed stream: TLS or Noise and yamux again, end to end, over what the relay copies.
 
 The multiplexer runs on a memory link. Two tasks pump: what the peer sends from the stream into the link, what
 the link has to send into the stream. Each waits for the stream only, so that a slow circuit holds nobody else
@@ -70,7 +70,12 @@ async def secure(
             timeouts.dial if initiator else timeouts.handshake, f"the handshake with {name} through {relay}"
         ):
             upgraded = await upgrade(
-                channel, identity, initiator=initiator, expected_peer=expected_peer, timeouts=timeouts
+                channel,
+                identity,
+                initiator=initiator,
+                expected_peer=expected_peer,
+                timeouts=timeouts,
+                security=config.security,
             )
     except BaseException:
         stream.reset()
@@ -99,10 +104,16 @@ async def secure(
     output.set()
     goodbyes: list[int] = []
     link.on_goaway = goodbyes.append
+
+    def ended(_: asyncio.Task[None]) -> None:
+        """The pump has said so already, unless it was cancelled before its first step."""
+        connection.abort("the circuit ended")
+        stream.close_now()
+
     tasks.start(
         _pump(connection, stream, link, upgraded.leftover, output, room, goodbyes),
         f"circuit with {upgraded.remote_peer}",
-    )
+    ).add_done_callback(ended)
     return connection
 
 

@@ -11,7 +11,8 @@ from typing import Self
 from weakref import WeakKeyDictionary
 
 from flare._core.engine import Engine
-from flare._core.link import Link, NoiseRecords
+from flare._core.link import Link, NoiseRecords, RecordKeys
+from flare._core.records import TlsRecords
 from flare.config import MuxLimits
 from flare.errors import UsageError
 from flare.transport.noise import RecordSecrets
@@ -81,7 +82,13 @@ class LoopEngine:
         self.release()
 
     def attach(
-        self, fd: int, secrets: RecordSecrets, *, initiator: bool, leftover: bytes, limits: MuxLimits
+        self,
+        fd: int,
+        secrets: RecordSecrets | TlsRecords,
+        *,
+        initiator: bool,
+        leftover: bytes,
+        limits: MuxLimits,
     ) -> Link:
         """A link over the connected socket `fd`, from now on an engine's: that of the least loaded thread."""
         engine = min(self.threaded, key=_load, default=self.engine)
@@ -89,12 +96,16 @@ class LoopEngine:
             fd, record=_records(secrets), initiator=initiator, leftover=leftover, limits=limits
         )
 
-    def attach_memory(self, secrets: RecordSecrets, *, initiator: bool, limits: MuxLimits) -> Link:
+    def attach_memory(
+        self, secrets: RecordSecrets | TlsRecords, *, initiator: bool, limits: MuxLimits
+    ) -> Link:
         """A link without a socket: its bytes are fed to it and taken from it, so the loop drives it."""
         return self.engine.attach_memory(record=_records(secrets), initiator=initiator, limits=limits)
 
 
-def _records(secrets: RecordSecrets) -> NoiseRecords:
+def _records(secrets: RecordSecrets | TlsRecords) -> RecordKeys:
+    if isinstance(secrets, TlsRecords):
+        return secrets
     return NoiseRecords(secrets.send_key, secrets.recv_key, secrets.send_nonce, secrets.recv_nonce)
 
 

@@ -125,7 +125,8 @@ class TcpTransport:
         self.expected = Expectations(config.punch.max_ips)
         self.admission = Admission(config.host)
         self._doorstep = Doorstep(config.timeouts.handshake)
-        self._responses = Responses(identity, config.timeouts.handshake) if available() else None
+        responding = available() and "noise" in config.security
+        self._responses = Responses(identity, config.timeouts.handshake) if responding else None
         self._welcoming: dict[socket.socket, asyncio.Task[None]] = {}
         self.listeners: list[Listener] = []
         self.connections: set[Connection] = set()
@@ -380,6 +381,7 @@ class TcpTransport:
                         initiator=initiator,
                         expected_peer=expected_peer,
                         timeouts=timeouts,
+                        security=self._config.security,
                     )
                 else:
                     upgraded = await agree(channel, begun[0], timeouts)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from flare.config import Timeouts
+from flare._core.records import TlsRecords
+from flare.config import SECURITY, Security, Timeouts
 from flare.errors import AuthenticationFailed
-from flare.transport import multistream, noise
+from flare.transport import multistream, noise, tls
 from flare.transport.channel import BufferedChannel
 from flare.transport.noise import NoiseSession, RecordSecrets
+from flare.transport.tls import TlsSession
 from flare.wire.keys import Identity, PublicKey
 from flare.wire.peer_id import PeerId
 
 YAMUX: Final = "/yamux/1.0.0"
 MUXERS: Final = (YAMUX,)
+PROTOCOLS: Final[dict[Security, str]] = {"tls": tls.PROTOCOL, "noise": noise.PROTOCOL}
 
+_TLS_HEADER: Final = 5
 _TAG: Final = 16
 _MAX_PLAIN: Final = 65535 - _TAG
 
@@ -29,7 +34,7 @@ class Upgraded:
 
     remote_peer: PeerId
     remote_key: PublicKey
-    records: RecordSecrets
+    records: RecordSecrets | TlsRecords
     leftover: bytes
     security: str
     muxer: str
@@ -42,34 +47,43 @@ async def upgrade(
     initiator: bool,
     expected_peer: PeerId | None,
     timeouts: Timeouts,
+    security: Sequence[Security] = SECURITY,
 ) -> Upgraded:
-    """Negotiate Noise, run it, agree on yamux.
+    """Negotiate one of `security`, run it, agree on yamux.
 
-    The initiator proposes Noise along with its first message: two round trips in all, TCP's own included.
-    Raises what multistream and noise raise; the caller bounds the whole by Timeouts.dial or
+    The initiator proposes in the order of `security`, the listener takes what it has. A single proposal
+    travels with the handshake's first message and saves a round trip.
+    Raises what multistream, tls and noise raise; the caller bounds the whole by Timeouts.dial or
     Timeouts.handshake.
     """
     limit = timeouts.dial if initiator else timeouts.handshake
-    if initiator:
-        proposing = multistream.Optimistic(channel, noise.PROTOCOL)
-        session = await noise.handshake(
-            proposing, identity, initiator=True, expected_peer=expected_peer, muxers=MUXERS, timeout=limit
-        )
+    offered = [PROTOCOLS[name] for name in security]
+    carrier: BufferedChannel | multistream.Optimistic = channel
+    if not initiator:
+        chosen = await multistream.handle(channel, offered, timeouts.handshake)
+    elif len(offered) == 1:
+        chosen = offered[0]
+        carrier = multistream.Optimistic(channel, chosen)
     else:
-        await multistream.handle(channel, (noise.PROTOCOL,), timeouts.handshake)
-        session = await noise.handshake(
-            channel, identity, initiator=False, expected_peer=expected_peer, muxers=MUXERS, timeout=limit
-        )
+        chosen = await multistream.select(channel, offered, timeouts.dial, expected_peer or channel.peer)
+    session: NoiseSession | TlsSession
+    session = await (tls if chosen == tls.PROTOCOL else noise).handshake(
+        carrier, identity, initiator=initiator, expected_peer=expected_peer, muxers=MUXERS, timeout=limit
+    )
     records, muxer, unread = session.records, session.muxer, b""
     if muxer is None:
-        secured = RecordChannel(channel, records)
+        secured = (
+            TlsChannel(channel, records)
+            if isinstance(records, TlsRecords)
+            else RecordChannel(channel, records)
+        )
         if initiator:
             muxer = await multistream.select(secured, MUXERS, timeouts.negotiate)
         else:
             muxer = await multistream.handle(secured, MUXERS, timeouts.negotiate)
         records, unread = secured.hand_over()
     return Upgraded(
-        session.remote_peer, session.remote_key, records, unread + channel.leftover(), noise.PROTOCOL, muxer
+        session.remote_peer, session.remote_key, records, unread + channel.leftover(), chosen, muxer
     )
 
 
@@ -81,6 +95,36 @@ async def agree(channel: BufferedChannel, session: NoiseSession, timeouts: Timeo
     return Upgraded(
         session.remote_peer, session.remote_key, records, unread + channel.leftover(), noise.PROTOCOL, muxer
     )
+
+
+class TlsChannel(BufferedChannel):
+    """A channel within TLS records, for the little that is negotiated there before a link takes over."""
+
+    def __init__(self, channel: BufferedChannel, records: TlsRecords) -> None:
+        super().__init__(channel.peer)
+        self._channel = channel
+        self._records = records
+        self._header = b""  # of a record whose body was not read yet
+
+    async def _receive(self) -> bytes:
+        """The data of the next record that has any. The end of the channel raises."""
+        while True:
+            if not self._header:
+                self._header = await self._channel.read_exactly(_TLS_HEADER)
+            size = self._records.size(self._header)
+            record = self._header + await self._channel.read_exactly(size - _TLS_HEADER)
+            self._header = b""
+            if data := self._records.open(record):
+                return data
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of `data`, in one record or more."""
+        await self._channel.write(self._records.seal(data))
+
+    def hand_over(self) -> tuple[TlsRecords, bytes]:
+        """Keys and counters for a link, and what it must read first, as `RecordChannel.hand_over`."""
+        rest = self.leftover()
+        return self._records, self._records.unread(rest) if rest else b""
 
 
 class RecordChannel(BufferedChannel):
