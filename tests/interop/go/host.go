@@ -13,6 +13,7 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
 	"github.com/libp2p/go-libp2p/p2p/protocol/holepunch"
 	"github.com/libp2p/go-libp2p/p2p/security/noise"
+	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
 	quic "github.com/libp2p/go-libp2p/p2p/transport/quic"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
 	"github.com/libp2p/go-libp2p/x/rate"
@@ -33,9 +34,25 @@ func newIdentity(kind string) (crypto.PrivKey, error) {
 	return key, err
 }
 
-// newHost is a host that speaks QUIC, and TCP with Noise and yamux, and dials nobody on its own.
+func security(name string) (libp2p.Option, error) {
+	switch name {
+	case "":
+		return libp2p.DefaultSecurity, nil
+	case "tls":
+		return libp2p.Security(libp2ptls.ID, libp2ptls.New), nil
+	case "noise":
+		return libp2p.Security(noise.ID, noise.New), nil
+	}
+	return nil, fmt.Errorf("unknown security %q", name)
+}
+
+// newHost is a host that speaks QUIC, and TCP with TLS or Noise and yamux, and dials nobody on its own.
 func newHost(opts options, more ...libp2p.Option) (host.Host, error) {
 	identity, err := newIdentity(opts.key)
+	if err != nil {
+		return nil, err
+	}
+	secured, err := security(opts.security)
 	if err != nil {
 		return nil, err
 	}
@@ -44,7 +61,7 @@ func newHost(opts options, more ...libp2p.Option) (host.Host, error) {
 		libp2p.UserAgent("interop-go"),
 		libp2p.Transport(tcp.NewTCPTransport),
 		libp2p.Transport(quic.NewTransport),
-		libp2p.Security(noise.ID, noise.New),
+		secured,
 		libp2p.Muxer(yamux.ID, yamux.DefaultTransport),
 		libp2p.DisableMetrics(),
 	}

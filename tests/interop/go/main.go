@@ -21,7 +21,7 @@ const usage = `usage:
   interop-go listen [--listen ADDR]... [--relay ADDR]... [--punch]
   interop-go ping ADDR [--count N] [--punch] [--listen ADDR]... [--relay ADDR]... [--timeout S]
   interop-go echo ADDR [--bytes N] [--listen ADDR]... [--relay ADDR]... [--timeout S]
-common: [--key ed25519|ecdsa|secp256k1|rsa]
+common: [--key ed25519|ecdsa|secp256k1|rsa] [--security tls|noise]
 `
 
 // options are the command line, the same for every command; each command reads the ones it knows.
@@ -35,6 +35,7 @@ type options struct {
 	bytes    int64
 	timeout  time.Duration
 	key      string
+	security string
 }
 
 // addrs collects a flag that may be given several times.
@@ -89,6 +90,7 @@ func parse(args []string) (command, target string, opts options, err error) {
 	flags.Int64Var(&opts.bytes, "bytes", 65536, "bytes to echo")
 	seconds := flags.Float64("timeout", 30, "seconds for the whole command")
 	flags.StringVar(&opts.key, "key", "ed25519", "identity key type")
+	flags.StringVar(&opts.security, "security", "", "tls or noise alone (default: both, as shipped)")
 
 	if command == "ping" || command == "echo" {
 		if len(args) == 0 {

@@ -11,6 +11,7 @@ import { generateKeyPair } from '@libp2p/crypto/keys'
 import { identify, identifyPush } from '@libp2p/identify'
 import { ping } from '@libp2p/ping'
 import { tcp } from '@libp2p/tcp'
+import { tls } from '@libp2p/tls'
 import { multiaddr } from '@multiformats/multiaddr'
 import { createLibp2p } from 'libp2p'
 import { echo, pong, serveEcho } from './protocols.js'
@@ -20,7 +21,7 @@ const USAGE = `usage:
   peer.js listen [--listen ADDR]... [--relay ADDR]...
   peer.js ping ADDR [--count N] [--relay ADDR]... [--timeout S]
   peer.js echo ADDR [--bytes N] [--relay ADDR]... [--timeout S]
-common: [--key ed25519|secp256k1|rsa] (js-libp2p makes no peer id of an ECDSA key)`
+common: [--security tls|noise] [--key ed25519|secp256k1|rsa] (js-libp2p makes no peer id of an ECDSA key)`
 
 const UNLIMITED = 1_000_000
 
@@ -39,7 +40,8 @@ function options () {
       count: { type: 'string', default: '1' },
       bytes: { type: 'string', default: '65536' },
       timeout: { type: 'string', default: '30' },
-      key: { type: 'string', default: 'ed25519' }
+      key: { type: 'string', default: 'ed25519' },
+      security: { type: 'string' }
     }
   })
   const [command, target] = positionals
@@ -67,7 +69,15 @@ async function privateKey (kind) {
   return kind === 'rsa' ? generateKeyPair('RSA', 2048) : generateKeyPair(names[kind])
 }
 
-// A node that speaks TCP, Noise and yamux and dials nobody on its own but the relays that it reserves on.
+function encrypters (security) {
+  const known = { tls: tls(), noise: noise() }
+  if (security != null && known[security] == null) {
+    throw new Error(`unknown security ${security}`)
+  }
+  return security == null ? [known.tls, known.noise] : [known[security]]
+}
+
+// A node that speaks TCP, TLS or Noise, and yamux, and dials nobody on its own but the relays that it reserves on.
 async function node (options) {
   const services = { identify: identify(), identifyPush: identifyPush(), ping: ping() }
   const unlimited = options['no-limits']
@@ -84,7 +94,7 @@ async function node (options) {
     privateKey: await privateKey(options.key),
     addresses: { listen: [...options.listen, ...options.relay.map((relay) => `${relay}/p2p-circuit`)] },
     transports: [tcp(), circuitRelayTransport()],
-    connectionEncrypters: [noise()],
+    connectionEncrypters: encrypters(options.security),
     streamMuxers: [yamux()],
     connectionGater: { denyDialMultiaddr: () => false }, // loopback and private addresses too
     services,

@@ -9,7 +9,7 @@ pub const USAGE: &str = "usage:
   interop-rust listen [--listen ADDR]... [--relay ADDR]... [--punch]
   interop-rust ping ADDR [--count N] [--punch] [--listen ADDR]... [--relay ADDR]... [--timeout S]
   interop-rust echo ADDR [--bytes N] [--listen ADDR]... [--relay ADDR]... [--timeout S]
-common: [--key ed25519|ecdsa|secp256k1]";
+common: [--key ed25519|ecdsa|secp256k1] [--security tls|noise]";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Command {
@@ -30,6 +30,7 @@ pub struct Options {
     pub bytes: usize,
     pub timeout: Duration,
     pub key: String,
+    pub security: String,
 }
 
 impl Options {
@@ -52,6 +53,7 @@ impl Options {
             bytes: 65536,
             timeout: Duration::from_secs(30),
             key: "ed25519".to_owned(),
+            security: String::new(),
         };
         if matches!(command, Command::Ping | Command::Echo) {
             options.target = Some(value("ADDR", args.next())?);
@@ -70,6 +72,7 @@ impl Options {
                         .map_err(|error| format!("--timeout: {error}"))?;
                 }
                 "--key" => options.key = value(&flag, args.next())?,
+                "--security" => options.security = value(&flag, args.next())?,
                 other => return Err(format!("unexpected argument {other:?}")),
             }
         }

@@ -1,4 +1,5 @@
-//! The swarm: QUIC, TCP with Noise and yamux, a relay client always, a relay and DCUtR when asked for. It dials nobody on its own.
+//! The swarm: QUIC, TCP with TLS or Noise and yamux, a relay client always, a relay and DCUtR when asked for. It dials nobody
+//! on its own.
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use libp2p::{
     multiaddr::Protocol,
     noise, ping, relay,
     swarm::{NetworkBehaviour, behaviour::toggle::Toggle},
-    tcp, yamux,
+    tcp, tls, yamux,
 };
 use libp2p_stream as stream;
 
@@ -30,36 +31,48 @@ pub struct Behaviour {
     pub stream: stream::Behaviour,
 }
 
+/// One swarm for each choice of security, which is a type to rust-libp2p.
+macro_rules! swarm {
+    ($options:expr, $interval:expr, $security:expr) => {
+        SwarmBuilder::with_existing_identity(identity(&$options.key)?)
+            .with_tokio()
+            .with_tcp(tcp::Config::default().nodelay(true), $security, yamux::Config::default)?
+            .with_quic()
+            .with_relay_client($security, yamux::Config::default)?
+            .with_behaviour(|key, relay_client| {
+                let local = key.public().to_peer_id();
+                Behaviour {
+                    relay_client,
+                    relay: Toggle::from(
+                        ($options.command == Command::Relay)
+                            .then(|| relay::Behaviour::new(local, relay_config($options.no_limits))),
+                    ),
+                    dcutr: Toggle::from($options.punch.then(|| dcutr::Behaviour::new(local))),
+                    identify: identify::Behaviour::new(
+                        identify::Config::new("ipfs/0.1.0".to_owned(), key.public())
+                            .with_agent_version("interop-rust".to_owned()),
+                    ),
+                    ping: ping::Behaviour::new(ping::Config::new().with_interval($interval)),
+                    stream: stream::Behaviour::new(),
+                }
+            })?
+            .with_swarm_config(|config| config.with_idle_connection_timeout(Duration::from_secs(3600)))
+            .build()
+    };
+}
+
 pub fn build(options: &Options) -> Result<Swarm<Behaviour>, Failure> {
     // A pinger prints each pong; the others only answer (and ping once in a long while).
     let interval = match options.command {
         Command::Ping => Duration::from_millis(50),
         _ => Duration::from_secs(3600),
     };
-    let swarm = SwarmBuilder::with_existing_identity(identity(&options.key)?)
-        .with_tokio()
-        .with_tcp(tcp::Config::default().nodelay(true), noise::Config::new, yamux::Config::default)?
-        .with_quic()
-        .with_relay_client(noise::Config::new, yamux::Config::default)?
-        .with_behaviour(|key, relay_client| {
-            let local = key.public().to_peer_id();
-            Behaviour {
-                relay_client,
-                relay: Toggle::from(
-                    (options.command == Command::Relay)
-                        .then(|| relay::Behaviour::new(local, relay_config(options.no_limits))),
-                ),
-                dcutr: Toggle::from(options.punch.then(|| dcutr::Behaviour::new(local))),
-                identify: identify::Behaviour::new(
-                    identify::Config::new("ipfs/0.1.0".to_owned(), key.public())
-                        .with_agent_version("interop-rust".to_owned()),
-                ),
-                ping: ping::Behaviour::new(ping::Config::new().with_interval(interval)),
-                stream: stream::Behaviour::new(),
-            }
-        })?
-        .with_swarm_config(|config| config.with_idle_connection_timeout(Duration::from_secs(3600)))
-        .build();
+    let swarm = match options.security.as_str() {
+        "" => swarm!(options, interval, (tls::Config::new, noise::Config::new)),
+        "tls" => swarm!(options, interval, tls::Config::new),
+        "noise" => swarm!(options, interval, noise::Config::new),
+        other => return Err(format!("unknown security {other:?}").into()),
+    };
     tokio::spawn(serve_echo(swarm.behaviour().stream.new_control()));
     Ok(swarm)
 }
