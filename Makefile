@@ -65,6 +65,8 @@ lab: .stamps/test
 	@test "$$(id -u)" = 0 || { echo "make lab makes network namespaces and needs root"; exit 1; }
 	$(PY) -m pytest -q -m "lab and not interop" --timeout 900 $(ARGS)
 	$(PY) -m flare lab matrix --nat both --expect
+	$(PY) -m flare lab matrix --transport quic --nat user --expect
+	$(PY) -m flare lab matrix --transport any --nat kernel --expect none addr port port-rst sym
 
 abuse: .stamps/test
 	@test "$$(id -u)" = 0 || { echo "make abuse makes a network namespace and needs root"; exit 1; }

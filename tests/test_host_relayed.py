@@ -268,10 +268,10 @@ class TestGoingDirect:
         async with through() as (_, listening, dialling):
             waiting, calling = Seen(listening), Seen(dialling)
             connection = await dialling.connect(listening.peer_id)
-            with pytest.raises(PunchFailed, match="no TCP address that can be reached from here"):
+            with pytest.raises(PunchFailed, match="no address that can be reached from here"):
                 await connection.direct(timeout=15)
-            assert "no TCP address that can be reached" in (await waiting.first(PunchGaveUp)).reason
-            assert "no TCP address that can be reached" in (await calling.first(PunchGaveUp)).reason
+            assert "no address that can be reached" in (await waiting.first(PunchGaveUp)).reason
+            assert "no address that can be reached" in (await calling.first(PunchGaveUp)).reason
             assert not connection.closed, "it stays relayed"
 
 

@@ -138,7 +138,7 @@ class Host:
             is_public=self.is_public,
         )
         self._observed = ObservedAddresses(
-            listeners=lambda: self._listen_addrs,
+            listeners=lambda: self.listen_addrs,
             trusted=self._trusted.__contains__,
         )
         self._relays = RelayClient(
@@ -165,10 +165,11 @@ class Host:
     def _make_puncher(self) -> HolePuncher:
         return HolePuncher(
             tcp=self._tcp,
+            quic=self._quic,
             own_addrs=self._punch_addrs,
             peer_addrs=lambda peer: self.peers.get(peer).addrs,
             agent=lambda peer: self.peers.get(peer).agent,
-            mapping=self._observed.mapping,
+            mapping=self._observed.worst_mapping,
             dial=self._dialling.plainly,
             direct_to=self._direct_to,
             on_connection=self._adopt,
@@ -238,7 +239,7 @@ class Host:
     @property
     def listen_addrs(self) -> tuple[Multiaddr, ...]:
         """Where it listens; none before `start`."""
-        return self._tcp.listen_addrs if self._started else ()
+        return self._quic.listen_addrs + self._tcp.listen_addrs if self._started else ()
 
     def trusts(self, peer: PeerId) -> bool:
         """Whether `peer` is a relay of our own choice, whose word on our addresses is believed at once."""
@@ -253,11 +254,7 @@ class Host:
         """
         if not self._started:
             return ()
-        return tuple(dict.fromkeys([*self._announce, *self._listen_addrs, *self._relays.addrs]))
-
-    @property
-    def _listen_addrs(self) -> tuple[Multiaddr, ...]:
-        return self._quic.listen_addrs + self._tcp.listen_addrs
+        return tuple(dict.fromkeys([*self._announce, *self.listen_addrs, *self._relays.addrs]))
 
     @property
     def engines(self) -> tuple[Engine, ...]:
@@ -495,7 +492,7 @@ class Host:
 
     def _punch_addrs(self) -> Sequence[Multiaddr]:
         """Our addresses that a peer may aim at when punching; loopback only when there is nothing else."""
-        found = [*self._announce, *self._observed.addrs(), *self._tcp.listen_addrs]
+        found = [*self._announce, *self.observed_addrs, *self._observed.guesses(), *self.listen_addrs]
         return [addr for addr in found if not addr.is_loopback] or found
 
     def _addrs_changed(self) -> None:

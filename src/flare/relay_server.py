@@ -17,6 +17,7 @@ from .protocols.relay.book import Circuit
 from .protocols.relay.hop import PROTOCOL, HopService
 from .protocols.relay.splicing import RelayCounters
 from .protocols.relay.splicing import Splice as Carrying
+from .transport.copying import Copying
 from .transport.stream import Stream
 from .wire.peer_id import PeerId
 
@@ -138,12 +139,21 @@ def _splice(
     deadline_ns: int,
     buckets: Sequence[Bucket],
     on_done: Callable[[SpliceResult], None],
-) -> Splice:
-    if not (isinstance(a.core, LinkStream) and isinstance(b.core, LinkStream)):
-        raise UsageError("only streams of the engine's own links can be spliced")
-    return splice(
-        a.core,
-        b.core,
+) -> Splice | Copying:
+    """In the compiled core where both streams are links'; a QUIC stream is aioquic's."""
+    if isinstance(a.core, LinkStream) and isinstance(b.core, LinkStream):
+        return splice(
+            a.core,
+            b.core,
+            limit_a_to_b=limit_a_to_b,
+            limit_b_to_a=limit_b_to_a,
+            deadline_ns=deadline_ns,
+            buckets=buckets,
+            on_done=on_done,
+        )
+    return Copying(
+        a,
+        b,
         limit_a_to_b=limit_a_to_b,
         limit_b_to_a=limit_b_to_a,
         deadline_ns=deadline_ns,

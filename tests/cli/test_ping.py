@@ -46,9 +46,9 @@ def test_both_sides_say_why_there_is_no_way() -> None:
         assert done.returncode == 1
         verdict = facts(done.stdout)[-1]
         assert verdict["event"] == "relayed"
-        assert "no TCP address that can be reached from here" in verdict["reason"]
+        assert "no address that can be reached from here" in verdict["reason"]
         assert listener.fact("punch")["role"] == "initiator"
-        assert "no TCP address that can be reached from here" in listener.fact("relayed")["reason"]
+        assert "no address that can be reached from here" in listener.fact("relayed")["reason"]
 
 
 def test_relay_is_a_way_to_a_bare_peer() -> None:

@@ -173,3 +173,38 @@ class TestMapping:
         bench = Bench()
         bench.seen(LISTENER, RELAY)
         assert bench.book.mapping().kind == "none"
+
+
+class TestGuesses:
+    """A transport that nobody has seen is most likely where another one was, under its own port."""
+
+    QUIC = Multiaddr("/ip4/192.168.1.2/udp/4005/quic-v1")
+
+    def test_the_ip_of_the_one_with_the_port_of_the_other(self) -> None:
+        bench = Bench()
+        bench.book = ObservedAddresses(
+            listeners=lambda: [LISTENER, self.QUIC], trusted=lambda peer: peer == RELAY.peer_id
+        )
+        assert bench.book.guesses() == ()
+        bench.seen("/ip4/5.5.5.5/tcp/777", RELAY)
+        assert bench.book.guesses() == (Multiaddr("/ip4/5.5.5.5/udp/4005/quic-v1"),)
+        bench.seen("/ip4/5.5.5.5/udp/888/quic-v1", RELAY, "/ip4/9.9.9.9/udp/1/quic-v1", local_addr=self.QUIC)
+        assert bench.book.guesses() == (), "it was seen itself"
+
+    def test_the_worst_mapping_of_both(self) -> None:
+        bench = Bench()
+        bench.book = ObservedAddresses(
+            listeners=lambda: [LISTENER, self.QUIC], trusted=lambda peer: peer == RELAY.peer_id
+        )
+        assert bench.book.worst_mapping().kind == "unknown"
+        bench.seen("/ip4/5.5.5.5/tcp/4001", RELAY)
+        bench.seen("/ip4/5.5.5.5/tcp/4001", STRANGERS[0], "/ip4/8.8.8.8/tcp/1")
+        assert bench.book.worst_mapping().kind == "endpoint-independent"
+        for port, at in ((1, "9.9.9.9"), (2, "8.8.8.8")):
+            bench.seen(
+                f"/ip4/5.5.5.5/udp/{port}/quic-v1",
+                RELAY,
+                f"/ip4/{at}/udp/1/quic-v1",
+                local_addr=self.QUIC,
+            )
+        assert bench.book.worst_mapping().kind == "endpoint-dependent"

@@ -77,7 +77,9 @@ def add_subcommands(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--transport", choices=("tcp",), default="tcp", help="what to punch with")
+    parser.add_argument(
+        "--transport", choices=tuple(meeting.TRANSPORTS), default="tcp", help="what to punch with"
+    )
     parser.add_argument(
         "--delay-ms", type=float, default=20.0, metavar="MS", help="one way between any two hosts"
     )

@@ -39,6 +39,10 @@ class LabFailed(FlareError):
     """The lab's programs did not get far enough to try; the message says which one and why."""
 
 
+TRANSPORTS = {"tcp": ("tcp",), "quic": ("quic",), "any": ("quic", "tcp")}
+LISTEN = {"tcp": "tcp/4001", "quic": "udp/4001/quic-v1"}
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """One meeting. Commands are templates: {flare} {relay} {target} {listen} {timeout} are filled in."""
@@ -147,7 +151,8 @@ class _Meeting:
             self._lab.set_path("relay", late, delay=self._plan.path.delay + 2 * abs(self._plan.skew))
 
     def _listen(self, host: str) -> str:
-        return f"/ip4/{host}/tcp/4001" if self._plan.transport == "tcp" else f"/ip4/{host}/udp/4001/quic-v1"
+        """What {listen} stands for; with several transports, what must follow --listen."""
+        return " --listen ".join(f"/ip4/{host}/{LISTEN[name]}" for name in TRANSPORTS[self._plan.transport])
 
     def _start(self, host: str, template: str, **values: str) -> Program:
         flare_command = shlex.join([sys.executable, "-m", "flare"])

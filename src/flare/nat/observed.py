@@ -26,6 +26,15 @@ OBSERVERS: Final = 4
 GROUPS: Final = 2
 PER_LISTENER: Final = 3  # addresses believed for one listener: the best attested ones
 
+TRANSPORTS: Final = ("quic-v1", "tcp")
+MAPPINGS_WORST_FIRST: Final = (
+    "endpoint-dependent",
+    "doubtful",
+    "endpoint-independent",
+    "none",
+    "unknown",
+)
+
 Endpoint = tuple[str, str, int]  # IP as text, transport, port
 Listener = tuple[int, str, int]  # IP version, transport, port
 
@@ -44,7 +53,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Mapping:
-    """How the NAT maps a port: `kind` "unknown", "none", "endpoint-independent" or "endpoint-dependent"."""
+    """How the NAT maps a port: `kind` is one of MAPPINGS_WORST_FIRST."""
 
     kind: str
     sentence: str
@@ -102,6 +111,26 @@ class ObservedAddresses:
             ranked = sorted(by_seen.items(), key=lambda item: (_weight(item[1]), item[0]))
             believed += [seen for seen, observations in ranked if _believed(observations)][:PER_LISTENER]
         return tuple(Multiaddr.from_socket((ip, port), kind) for ip, kind, port in dict.fromkeys(believed))
+
+    def guesses(self) -> tuple[Multiaddr, ...]:
+        """Where a listener that nobody has seen may be: at the IP that one of another transport is seen at,
+        under its own port, which most NATs keep where they can.
+        """
+        believed = {transport: self.addrs(transport) for transport in TRANSPORTS}
+        found: dict[Multiaddr, None] = {}
+        for listener in map(_listener, self._listeners()):
+            if listener is None or believed.get(listener[1], ()):
+                continue
+            version, transport, port = listener
+            for addr in (addr for addrs in believed.values() for addr in addrs):
+                if addr.ip is not None and addr.ip.version == version:
+                    found[Multiaddr.from_socket((str(addr.ip), port), transport)] = None
+        return tuple(found)
+
+    def worst_mapping(self) -> Mapping:
+        """What is known of the NAT's mapping, whichever transport tells the most against it."""
+        found = [self.mapping(transport) for transport in TRANSPORTS]
+        return min(found, key=lambda mapping: MAPPINGS_WORST_FIRST.index(mapping.kind))
 
     def mapping(self, transport: str = "tcp", version: int = 4) -> Mapping:
         """What the observations of connections that we dialled say about the NAT's mapping."""

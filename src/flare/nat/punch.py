@@ -21,10 +21,11 @@ from flare.config import Config
 from flare.errors import FlareError, PunchFailed
 from flare.events import PlainDialFailed, PunchGaveUp, PunchStarted, PunchSucceeded
 from flare.nat.observed import Mapping
+from flare.nat.quic_punch import PunchQuic, PunchRace, QuicPunch
 from flare.nat.simultaneous import PunchTransport, TcpPunch
 from flare.protocols import dcutr
 from flare.protocols.dcutr import CLIENT, SERVER, initiator, responder
-from flare.protocols.dcutr.addresses import Targets, choose_targets, port_doubt
+from flare.protocols.dcutr.addresses import TCP_ONLY, Targets, choose_targets, port_doubt
 from flare.transport.dial import dial_any
 from flare.wire.multiaddr import Multiaddr, is_public
 from flare.wire.peer_id import PeerId
@@ -97,6 +98,7 @@ class HolePuncher:
         self,
         *,
         tcp: PunchTransport | None = None,
+        quic: PunchQuic | None = None,
         own_addrs: Callable[[], Sequence[Multiaddr]],
         peer_addrs: Callable[[PeerId], Sequence[Multiaddr]] = lambda peer: (),
         agent: Callable[[PeerId], str] = lambda peer: "",
@@ -111,15 +113,21 @@ class HolePuncher:
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._config = config or Config()
-        self._own_punch = None
+        self._own_punch: PunchRace | None = None
         if punch is None:
             assert tcp is not None, "a HolePuncher needs a transport, or a punch of yours"
-            punch = self._own_punch = TcpPunch(
+            tcp_punch = TcpPunch(
                 tcp,
                 timeouts=self._config.timeouts,
                 max_active=self._config.punch.max_active,
                 clock_ns=clock_ns,
             )
+            quic_punch = (
+                QuicPunch(quic, timeouts=self._config.timeouts, clock_ns=clock_ns)
+                if quic is not None
+                else None
+            )
+            punch = self._own_punch = PunchRace(tcp_punch, quic_punch)
         self._raw_punch = punch
         self._own_addrs = own_addrs
         self._peer_addrs = peer_addrs
@@ -272,7 +280,7 @@ class HolePuncher:
         public = [
             addr
             for addr in self._peer_addrs(upgrade.peer)
-            if addr.transport == "tcp" and not addr.is_circuit and self._is_public(addr)
+            if addr.transport in self._transports and not addr.is_circuit and self._is_public(addr)
         ][: self._config.punch.max_targets]
         dial = self._dial
         if not public or dial is None:
@@ -421,12 +429,24 @@ class HolePuncher:
         if upgrade.lost and self._upgrades.get(upgrade.peer) is upgrade:
             del self._upgrades[upgrade.peer]
 
+    @property
+    def _transports(self) -> frozenset[str]:
+        """What a punch can use: the transports that we listen on, for it leaves from those ports."""
+        mine = {addr.transport for addr in self._own_addrs()}
+        able = self._own_punch.transports if self._own_punch is not None else TCP_ONLY
+        return frozenset(able & mine) or TCP_ONLY
+
     def _choose(self, peer: PeerId, theirs: Sequence[Multiaddr]) -> Targets:
         upgrade = self._upgrades.get(peer)
         if upgrade is not None:
             upgrade.doubt = port_doubt(theirs, is_public=self._is_public)
         return choose_targets(
-            theirs, self._own_addrs(), peer, is_public=self._is_public, limit=self._config.punch.max_targets
+            theirs,
+            self._own_addrs(),
+            peer,
+            is_public=self._is_public,
+            limit=self._config.punch.max_targets,
+            transports=self._transports,
         )
 
     def _succeed(self, upgrade: _Upgrade, direct: Connection) -> None:

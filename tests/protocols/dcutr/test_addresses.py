@@ -63,7 +63,7 @@ class TestTargets:
     def test_addresses_that_lead_nowhere(self, addr: str) -> None:
         targets = choose_targets([Multiaddr(addr)], [], ALICE.peer_id, is_public=is_public)
         assert (targets.addrs, targets.unusable) == ((), 1)
-        assert "no TCP address that can be reached" in targets.sentence
+        assert "no address that can be reached" in targets.sentence
 
     def test_other_transports_are_counted(self) -> None:
         quic = Multiaddr("/ip4/1.2.3.4/udp/1/quic-v1")

@@ -181,7 +181,7 @@ class TestInitiator:
 
         alice.handlers[PROTOCOL] = only_quic
         punch = Punch()
-        with pytest.raises(PunchFailed, match="offers 1 addresses, none of them TCP"):
+        with pytest.raises(PunchFailed, match="offers 1 addresses, none of a transport that we punch over"):
             await upgrade(bob, punch)
         assert punch.calls == []
 

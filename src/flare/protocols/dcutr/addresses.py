@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from flare.protocols.exchange import MESSAGE_LIMIT, PUNCH
 from flare.wire.messages import HolePunch, HolePunchType
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from flare.wire.multiaddr import Multiaddr
     from flare.wire.peer_id import PeerId
 
+TCP_ONLY: Final = frozenset(("tcp",))
 IsPublic = Callable[["Multiaddr"], bool]
 
 
@@ -41,10 +42,12 @@ class Targets:
     def sentence(self) -> str:
         """Why there is nothing to try."""
         if self.other_transports and not self.unusable:
-            return f"the peer offers {self.other_transports} addresses, none of them TCP"
+            return (
+                f"the peer offers {self.other_transports} addresses, none of a transport that we punch over"
+            )
         if self.other_transports or self.unusable:
             return (
-                f"the peer offers no TCP address that can be reached from here "
+                f"the peer offers no address that can be reached from here "
                 f"({self.other_transports} of other transports, {self.unusable} private or unusable)"
             )
         return "the peer offers no address"
@@ -57,8 +60,9 @@ def choose_targets(
     *,
     is_public: IsPublic,
     limit: int = PUNCH.max_targets,
+    transports: frozenset[str] = TCP_ONLY,
 ) -> Targets:
-    """The peer's TCP addresses that are tried, public ones first.
+    """The peer's addresses of `transports` that are tried, public ones first.
 
     A private address is tried only when the peer can be in our network: it shares a public IP with us, or
     either side knows of no public address. Else a peer could have us knock at our own network's doors.
@@ -72,7 +76,7 @@ def choose_targets(
     for addr in dict.fromkeys(theirs):
         if addr.is_circuit or addr.ip is None or addr.peer_id not in (None, peer):
             unusable += 1
-        elif addr.transport != "tcp":
+        elif _plain(addr) not in transports:
             other += 1
         elif not addr.port or addr.ip.is_unspecified or addr.ip.is_multicast:
             unusable += 1
@@ -85,19 +89,26 @@ def choose_targets(
     return Targets(tuple(dict.fromkeys(public + private))[:limit], other, unusable)
 
 
+def _plain(addr: Multiaddr) -> str | None:
+    """The transport of an address that is only an IP, a port and that."""
+    shape = tuple(part.name for part in addr.without_peer() if part.name != "ip6zone")[1:]
+    return {("tcp",): "tcp", ("udp", "quic-v1"): "quic-v1"}.get(shape)
+
+
 def port_doubt(theirs: Sequence[Multiaddr], *, is_public: IsPublic) -> str:
     """What a peer's addresses say against aiming at its public one; "" when they say nothing.
 
     A peer that is public under another port than it listens on is behind a NAT that gives out ports of its
     own. With endpoint-dependent mapping (RFC 4787, 4.1) that port is the relay's alone, and ours is another.
     """
-    tcp = [addr for addr in theirs if addr.transport == "tcp" and not addr.is_circuit]
-    public = [addr for addr in tcp if is_public(addr)]
-    own_ports = {addr.port for addr in tcp if not is_public(addr) and not addr.is_loopback}
-    if not public or not own_ports or any(addr.port in own_ports for addr in public):
-        return ""
-    return (
-        f"the peer listens on port {min(filter(None, own_ports))} and is known as {public[0]}: "
-        "its NAT gives out ports of its own, and if it gives another for each destination "
-        "(endpoint-dependent mapping), nobody can aim at it"
-    )
+    for transport in ("tcp", "quic-v1"):
+        those = [addr for addr in theirs if _plain(addr) == transport]
+        public = [addr for addr in those if is_public(addr)]
+        own_ports = {addr.port for addr in those if not is_public(addr) and not addr.is_loopback}
+        if public and own_ports and not any(addr.port in own_ports for addr in public):
+            return (
+                f"the peer listens on port {min(filter(None, own_ports))} and is known as {public[0]}: "
+                "its NAT gives out ports of its own, and if it gives another for each destination "
+                "(endpoint-dependent mapping), nobody can aim at it"
+            )
+    return ""

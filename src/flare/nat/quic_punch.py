@@ -1,0 +1,288 @@
+"""One QUIC hole punch, and the race of both transports (DCUtR.md, "The Protocol", step 5).
+
+The client dials, from the port that it listens on; the server sends datagrams of noise from its own, which
+open its NAT for the client's handshake, and takes the connection that comes, known by its peer and not by its
+address. Others let the server dial as well (rust-libp2p does): whoever is the client keeps the connection
+that is up first and closes the others, and the server takes what the client left open.
+
+A NAT may show a side under a port that nobody could tell. So noise that comes to the client from another port
+of one of the server's IPs is a place to dial too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from flare.config import Timeouts
+from flare.errors import FlareError, PunchFailed
+from flare.nat.simultaneous import SETTLE, TcpPunch
+from flare.protocols.dcutr import CLIENT
+from flare.wire.multiaddr import Multiaddr
+from flare.wire.peer_id import PeerId
+
+if TYPE_CHECKING:
+    from flare.transport.connection import Connection
+    from flare.transport.quic_engine import Address
+    from flare.transport.sockets import IpAddress
+    from flare.transport.udp import UdpSocket
+
+NOISE: Final = 64  # bytes of a datagram, as go-libp2p's
+FIRST_PAUSE: Final = 0.01  # seconds between two datagrams to one address, at first,
+LAST_PAUSE: Final = 0.2  # ... and at most; what lies between is left to chance
+REFLEXIVE: Final = 4  # places that noise told of, dialled in one punch
+
+
+class PunchQuic(Protocol):
+    """What a punch asks of the QUIC transport."""
+
+    def socket_for(self, ip: IpAddress) -> UdpSocket:
+        """Where packets to `ip` leave from."""
+
+    def expect_peer(
+        self, peer: PeerId, callback: Callable[[Connection], object]
+    ) -> AbstractContextManager[None]:
+        """Within the block, inbound connections of `peer` go to `callback`."""
+
+    async def dial(self, addr: Multiaddr, *, expected_peer: PeerId) -> Connection:
+        """A connection to `addr`."""
+
+
+class QuicPunch:
+    """Punches over `quic`."""
+
+    def __init__(
+        self,
+        quic: PunchQuic,
+        *,
+        timeouts: Timeouts | None = None,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        chance: random.Random | None = None,
+    ) -> None:
+        self.quic = quic
+        self.timeouts = timeouts or Timeouts()
+        self.clock_ns = clock_ns
+        self.chance = chance or random.Random()
+
+    async def __call__(
+        self, peer: PeerId, addrs: Sequence[Multiaddr], deadline_ns: int, *, role: str, rtt_ns: int
+    ) -> Connection:
+        """Connect at `deadline_ns` of the monotonic clock; PunchFailed says what was seen."""
+        race = _Race(self, peer, client=role == CLIENT, settle=max(SETTLE, 2 * rtt_ns / 1e9))
+        try:
+            return await race.run(addrs, deadline_ns)
+        finally:
+            await race.stop()
+
+
+class _Race:
+    """What one punch started, and what came of it."""
+
+    def __init__(self, punch: QuicPunch, peer: PeerId, *, client: bool, settle: float) -> None:
+        self._punch = punch
+        self._peer = peer
+        self._client = client
+        self._settle = settle
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._dialled: set[Address] = set()
+        self._reflexive = 0
+        self._up: list[Connection] = []
+        self._kept: Connection | None = None
+        self._errors: list[str] = []
+        self._changed = asyncio.Event()
+
+    async def run(self, addrs: Sequence[Multiaddr], deadline_ns: int) -> Connection:
+        loop = asyncio.get_running_loop()
+        ahead = max(0, deadline_ns - self._punch.clock_ns()) / 1e9
+        end = loop.time() + ahead + self._punch.timeouts.punch
+        with ExitStack() as stack:
+            stack.enter_context(self._punch.quic.expect_peer(self._peer, self._came))
+            await asyncio.sleep(ahead)
+            for addr in addrs:
+                self._try(addr, stack)
+            choose_at = 0.0
+            while True:
+                self._changed.clear()
+                still_open = [connection for connection in self._up if not connection.closed]
+                if still_open:
+                    choose_at = choose_at or loop.time() + self._settle
+                    if self._client or loop.time() >= choose_at:
+                        self._kept = still_open[0]
+                        return self._kept
+                if loop.time() >= end or (self._client and not self._tasks and not still_open):
+                    raise PunchFailed(self._reason(len(addrs)))
+                try:
+                    async with asyncio.timeout_at(min(choose_at, end) if still_open else end):
+                        await self._changed.wait()
+                except TimeoutError:
+                    continue
+
+    async def stop(self) -> None:
+        """Leave nothing behind but the connection that is kept; a server leaves the choice to its client."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        for surplus in self._up:
+            if surplus is not self._kept and not surplus.closed and (self._client or self._kept is None):
+                surplus.abort("another connection of the same hole punch was kept, or none")
+
+    def _try(self, addr: Multiaddr, stack: ExitStack) -> None:
+        """Dial one of the peer's addresses, or open our NAT for it."""
+        if addr.ip is None or addr.port is None:
+            return
+        host = str(addr.ip)
+        try:
+            socket = self._punch.quic.socket_for(addr.ip)
+        except OSError as error:
+            self._errors.append(str(error))
+            return
+        if self._client:
+            stack.enter_context(socket.expect(host, self._heard))
+            self._dial((host, addr.port))
+        else:
+            self._start(self._noise(socket, (host, addr.port)), f"open the NAT for {addr}")
+
+    def _start(self, work: Any, name: str) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        self._changed.set()
+
+    async def _noise(self, socket: UdpSocket, remote: Address) -> None:
+        pause = FIRST_PAUSE
+        while not socket.closed:
+            noise = bytearray(os.urandom(NOISE))
+            noise[0] &= 0x3F  # no QUIC packet begins so (RFC 9000, 17)
+            socket.send_raw(remote, bytes(noise))
+            await asyncio.sleep(self._punch.chance.uniform(FIRST_PAUSE, pause))
+            pause = min(2 * pause, LAST_PAUSE)
+
+    def _heard(self, data: bytes, remote: Address) -> None:
+        """Noise: its sender's NAT is open for us there, whatever we were told."""
+        if remote not in self._dialled and self._reflexive < REFLEXIVE:
+            self._reflexive += 1
+            self._dial(remote)
+
+    def _dial(self, remote: Address) -> None:
+        if remote in self._dialled:
+            return
+        self._dialled.add(remote)
+        addr = Multiaddr.from_socket(remote, "quic-v1")
+        self._start(self._connect(addr), f"punch {addr}")
+
+    async def _connect(self, addr: Multiaddr) -> None:
+        try:
+            connection = await self._punch.quic.dial(addr, expected_peer=self._peer)
+        except (FlareError, OSError) as error:
+            self._errors.append(f"{addr}: {error}")
+        else:
+            self._up.append(connection)
+
+    def _came(self, connection: Connection) -> None:
+        self._up.append(connection)
+        self._changed.set()
+
+    def _reason(self, targets: int) -> str:
+        waited = f"within {self._punch.timeouts.punch:g} s over QUIC"
+        if self._errors:
+            return "; ".join(dict.fromkeys(self._errors))
+        who = "the peer's address" if targets == 1 else f"none of the peer's {targets} addresses"
+        verb = "did not answer" if targets == 1 else "answered"
+        return f"{who} {verb} {waited}" if self._client else f"the peer did not connect {waited}"
+
+
+Punching = Callable[..., Awaitable["Connection"]]
+
+
+class PunchRace:
+    """Both transports at once: the first good connection wins, the other is given up."""
+
+    def __init__(self, tcp: TcpPunch | None, quic: Punching | None) -> None:
+        self._tcp = tcp
+        self._quic = quic
+
+    @property
+    def transports(self) -> frozenset[str]:
+        """What can be punched over."""
+        return frozenset(
+            name for name, punch in (("tcp", self._tcp), ("quic-v1", self._quic)) if punch is not None
+        )
+
+    @contextmanager
+    def expect(self, peer: PeerId, addrs: Sequence[Multiaddr]) -> Iterator[None]:
+        """Within the block, what comes over TCP from `addrs` before the punch waits for it."""
+        tcp = [addr for addr in addrs if addr.transport == "tcp"]
+        with ExitStack() as stack:
+            if self._tcp is not None and tcp:
+                stack.enter_context(self._tcp.expect(peer, tcp))
+            yield
+
+    def close(self) -> None:
+        """No more punches."""
+        if self._tcp is not None:
+            self._tcp.close()
+
+    async def __call__(
+        self, peer: PeerId, addrs: Sequence[Multiaddr], deadline_ns: int, *, role: str, rtt_ns: int
+    ) -> Connection:
+        """Connect to `addrs` at `deadline_ns`; PunchFailed says what both saw."""
+        loop = asyncio.get_running_loop()
+        punches = {"quic-v1": self._quic, "tcp": self._tcp}
+        running: set[asyncio.Future[Connection]] = set()
+        for transport, punch in punches.items():
+            theirs = [addr for addr in addrs if addr.transport == transport]
+            if theirs and punch is not None:
+                work = punch(peer, theirs, deadline_ns, role=role, rtt_ns=rtt_ns)
+                running.add(asyncio.ensure_future(work))
+        started = tuple(running)
+        up: list[Connection] = []
+        errors: list[str] = []
+        choose_at: float | None = None
+        try:
+            while running:
+                done, running = await asyncio.wait(
+                    running,
+                    timeout=None if choose_at is None else max(0.0, choose_at - loop.time()),
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                for task in done:
+                    try:
+                        up.append(task.result())
+                    except PunchFailed as error:
+                        errors.append(error.reason)
+                still_open = [connection for connection in up if not connection.closed]
+                if still_open and choose_at is None:
+                    # a server's client may choose the other one
+                    choose_at = loop.time() + (0 if role == CLIENT else max(SETTLE, 2 * rtt_ns / 1e9))
+                if still_open and (not running or loop.time() >= (choose_at or 0)):
+                    return still_open[0]
+                if not still_open:
+                    choose_at = None
+            raise PunchFailed("; ".join(errors) or "the connection that was punched closed at once")
+        finally:
+            await self._give_up(started, up, client=role == CLIENT)
+
+    @staticmethod
+    async def _give_up(
+        started: Sequence[asyncio.Future[Connection]], up: Sequence[Connection], *, client: bool
+    ) -> None:
+        for task in started:
+            task.cancel()
+        if started:
+            await asyncio.wait(started)
+        still_open = [connection for connection in up if not connection.closed]
+        kept = still_open[0] if still_open else None
+        for task in started:
+            connection = task.result() if not task.cancelled() and task.exception() is None else None
+            if client and connection is not None and connection is not kept:
+                connection.abort("the hole punch over the other transport was faster")

@@ -1,0 +1,220 @@
+"""QUIC hole punches on loopback, and the race of both transports (DCUtR.md, step 5)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from flare.config import Timeouts
+from flare.errors import PunchFailed
+from flare.nat.quic_punch import NOISE, REFLEXIVE, PunchRace, QuicPunch
+from flare.protocols.dcutr import CLIENT, SERVER
+from flare.wire.multiaddr import Multiaddr
+from tests.support.aio import aio
+from tests.support.linked import ALICE, BOB
+from tests.support.quic_nodes import QuicNode
+
+SHORT = replace(Timeouts(), punch=0.5)
+MS = 1_000_000
+
+
+def bare(node: QuicNode) -> Multiaddr:
+    return node.addr.without_peer()
+
+
+class TestQuicPunch:
+    @aio
+    async def test_the_server_makes_noise_and_takes_what_comes(self) -> None:
+        async with QuicNode() as a, QuicNode() as b:
+            deadline = time.monotonic_ns() + 20 * MS
+            near, far = await asyncio.gather(
+                QuicPunch(a.quic)(b.peer_id, [bare(b)], deadline, role=CLIENT, rtt_ns=MS),
+                QuicPunch(b.quic)(a.peer_id, [bare(a)], deadline, role=SERVER, rtt_ns=MS),
+            )
+            assert near.initiator
+            assert not far.initiator
+            assert (near.remote_peer, far.remote_peer) == (b.peer_id, a.peer_id)
+            assert b.inbound.empty(), "it went to the punch"
+            assert near.local_addr == bare(a), "from the port that is listened on"
+
+    @aio
+    async def test_it_begins_at_the_deadline(self) -> None:
+        async with QuicNode() as a, QuicNode() as b:
+            deadline = time.monotonic_ns() + 150 * MS
+            connection = await QuicPunch(a.quic)(b.peer_id, [bare(b)], deadline, role=CLIENT, rtt_ns=MS)
+            assert time.monotonic_ns() >= deadline
+            assert not connection.closed
+
+    @pytest.mark.parametrize("role", [CLIENT, SERVER])
+    @aio
+    async def test_nobody_there(self, role: str) -> None:
+        nobody = Multiaddr("/ip4/127.0.0.1/udp/9/quic-v1")
+        async with QuicNode() as a:
+            start = time.monotonic()
+            with pytest.raises(PunchFailed, match=r"within 0\.5 s over QUIC"):
+                await QuicPunch(a.quic, timeouts=SHORT)(
+                    BOB.peer_id, [nobody], time.monotonic_ns(), role=role, rtt_ns=MS
+                )
+            assert time.monotonic() - start > 0.4
+            assert not a.quic.connections
+
+    @aio
+    async def test_somebody_else_at_the_address(self) -> None:
+        async with QuicNode() as a, QuicNode() as b:
+            with pytest.raises(PunchFailed, match="expected peer"):
+                await QuicPunch(a.quic, timeouts=SHORT)(
+                    BOB.peer_id, [bare(b)], time.monotonic_ns(), role=CLIENT, rtt_ns=MS
+                )
+
+    @aio
+    async def test_a_server_that_dials_too_leaves_one_connection(self) -> None:
+        """rust-libp2p's server does."""
+        async with QuicNode() as a, QuicNode() as b:
+            deadline = time.monotonic_ns() + 20 * MS
+            kept, theirs = await asyncio.gather(
+                QuicPunch(a.quic)(b.peer_id, [bare(b)], deadline, role=CLIENT, rtt_ns=MS),
+                b.quic.dial(a.addr, expected_peer=a.peer_id),
+                return_exceptions=True,
+            )
+            assert not isinstance(kept, BaseException)
+            await asyncio.sleep(0.2)
+            assert not kept.closed
+            assert len(a.quic.connections) <= 2
+            if not isinstance(theirs, BaseException) and kept.initiator:
+                assert theirs.closed or a.inbound.qsize() == 1
+
+    @aio
+    async def test_noise_from_another_port_is_a_place_to_dial(self) -> None:
+        """The server's NAT shows it under a port that nobody could tell."""
+        elsewhere = Multiaddr("/ip4/127.0.0.1/udp/9/quic-v1")
+        async with QuicNode() as a, QuicNode() as b:
+            deadline = time.monotonic_ns() + 20 * MS
+            near, far = await asyncio.gather(
+                QuicPunch(a.quic)(b.peer_id, [elsewhere], deadline, role=CLIENT, rtt_ns=MS),
+                QuicPunch(b.quic)(a.peer_id, [bare(a)], deadline, role=SERVER, rtt_ns=MS),
+            )
+            assert near.remote_addr == bare(b)
+            assert not far.closed
+
+    @pytest.mark.parametrize("places", [REFLEXIVE, REFLEXIVE + 1])
+    @aio
+    async def test_how_many_such_places_are_dialled(self, places: int) -> None:
+        async with QuicNode() as a:
+            dialled: list[Multiaddr] = []
+
+            async def dial(addr: Multiaddr, **_: Any) -> Any:
+                dialled.append(addr)
+                await asyncio.sleep(9)
+
+            a.quic.dial = dial  # type: ignore[assignment, method-assign]
+            punch = QuicPunch(a.quic, timeouts=SHORT)
+            told = Multiaddr("/ip4/127.0.0.1/udp/9/quic-v1")
+            punching = asyncio.ensure_future(
+                punch(BOB.peer_id, [told], time.monotonic_ns(), role=CLIENT, rtt_ns=MS)
+            )
+            await asyncio.sleep(0.05)
+            for port in range(places):
+                a.quic.socket_for(told.ip)._expected["127.0.0.1"][0](bytes(NOISE), ("127.0.0.1", 1000 + port))  # type: ignore[arg-type]
+            with pytest.raises(PunchFailed):
+                await punching
+            assert len(dialled) == 1 + REFLEXIVE - (places < REFLEXIVE)
+
+
+class Made:
+    """A connection that a fake punch made."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.closed = False
+
+    def abort(self, reason: object = None) -> None:
+        self.closed = True
+
+
+class Fake:
+    """A punch that takes `seconds` and then has a connection, or fails."""
+
+    def __init__(self, name: str, seconds: float, *, fails: bool = False) -> None:
+        self.made = Made(name)
+        self._seconds, self._fails = seconds, fails
+        self.addrs: list[Multiaddr] = []
+        self.cancelled = False
+
+    async def __call__(self, peer: Any, addrs: Any, deadline_ns: int, *, role: str, rtt_ns: int) -> Any:
+        self.addrs = list(addrs)
+        try:
+            await asyncio.sleep(self._seconds)
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+        if self._fails:
+            raise PunchFailed(f"{self.made.name} found nobody")
+        return self.made
+
+
+TCP = Multiaddr("/ip4/1.2.3.4/tcp/1")
+QUIC = Multiaddr("/ip4/1.2.3.4/udp/1/quic-v1")
+
+
+async def race(tcp: Fake, quic: Fake, role: str, *addrs: Multiaddr) -> Any:
+    punch = PunchRace(tcp, quic)  # type: ignore[arg-type]
+    return await punch(ALICE.peer_id, addrs or (TCP, QUIC), 0, role=role, rtt_ns=MS)
+
+
+class TestRace:
+    @aio
+    async def test_the_client_takes_the_first_and_gives_the_other_up(self) -> None:
+        tcp, quic = Fake("tcp", 9), Fake("quic", 0.01)
+        assert await race(tcp, quic, CLIENT) is quic.made
+        assert tcp.cancelled
+        assert (tcp.addrs, quic.addrs) == ([TCP], [QUIC])
+
+    @aio
+    async def test_the_client_closes_what_came_at_the_same_time(self) -> None:
+        tcp, quic = Fake("tcp", 0), Fake("quic", 0)
+        kept = await race(tcp, quic, CLIENT)
+        assert [made.closed for made in (tcp.made, quic.made)] == [
+            tcp.made is not kept,
+            quic.made is not kept,
+        ]
+
+    @aio
+    async def test_the_server_takes_what_its_client_left_open(self) -> None:
+        tcp, quic = Fake("tcp", 0), Fake("quic", 0.05)
+        racing = asyncio.ensure_future(race(tcp, quic, SERVER))
+        await asyncio.sleep(0.02)
+        tcp.made.closed = True
+        assert await racing is quic.made
+
+    @aio
+    async def test_one_that_fails_does_not_end_it(self) -> None:
+        tcp, quic = Fake("tcp", 0.05), Fake("quic", 0, fails=True)
+        assert await race(tcp, quic, CLIENT) is tcp.made
+
+    @aio
+    async def test_both_say_why(self) -> None:
+        tcp, quic = Fake("tcp", 0, fails=True), Fake("quic", 0.01, fails=True)
+        with pytest.raises(PunchFailed, match="tcp found nobody; quic found nobody"):
+            await race(tcp, quic, SERVER)
+
+    @aio
+    async def test_only_what_the_peer_offers_is_punched(self) -> None:
+        tcp, quic = Fake("tcp", 0), Fake("quic", 0)
+        assert await race(tcp, quic, CLIENT, QUIC) is quic.made
+        assert tcp.addrs == []
+        with pytest.raises(PunchFailed):
+            await race(tcp, quic, CLIENT, Multiaddr("/ip4/1.2.3.4/udp/1"))
+
+    @aio
+    async def test_cancelling_it_cancels_both(self) -> None:
+        tcp, quic = Fake("tcp", 9), Fake("quic", 9)
+        racing = asyncio.ensure_future(race(tcp, quic, CLIENT))
+        await asyncio.sleep(0.01)
+        racing.cancel()
+        await asyncio.wait([racing])
+        assert tcp.cancelled
+        assert quic.cancelled
