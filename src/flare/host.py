@@ -29,7 +29,7 @@ from .protocols.relay import stop
 from .transport import circuit
 from .transport.admission import Admission
 from .transport.ask import Question
-from .transport.connection import Connection, StreamHandler, StreamHandlers
+from .transport.connection import Connection, StreamHandlers
 from .transport.loop_engine import LoopEngine
 from .transport.quic import QuicTransport
 from .transport.stream import Stream
@@ -52,7 +52,8 @@ DEFAULT_LISTEN: Final = (
     "/ip6/::/tcp/0",
 )
 
-Handler = TypeVar("Handler", bound=StreamHandler)
+AsyncHandler = Callable[[Stream], Awaitable[None]]
+Handler = TypeVar("Handler", bound=AsyncHandler)
 
 
 class Host:
@@ -293,7 +294,7 @@ class Host:
     @overload
     def handle(self, protocol: str, handler: Handler, *, allow_limited: bool = ...) -> Handler: ...
     def handle(
-        self, protocol: str, handler: StreamHandler | None = None, *, allow_limited: bool = False
+        self, protocol: str, handler: AsyncHandler | None = None, *, allow_limited: bool = False
     ) -> Any:
         """Serve a protocol: `host.handle(name, handler)`, or `@host.handle(name)` on the handler.
 

@@ -62,7 +62,7 @@ class RelayServer:
         self._service = service
         self._unhook = self.host.on_connection_closed(service.connection_closed)
         # over a limited connection too: there it answers PERMISSION_DENIED
-        self.host.handle(PROTOCOL, service.serve_now, allow_limited=True)
+        self.host.handlers.add(PROTOCOL, service.serve_now, allow_limited=True)
         return self
 
     async def __aexit__(
