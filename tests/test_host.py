@@ -488,3 +488,15 @@ class TestClosing:
             async with host() as made:
                 raise ZeroDivisionError
         assert not made._open
+
+
+@aio
+async def test_an_idle_ping_stream_is_held_as_long_as_the_config_says() -> None:
+    config = flare.Config(timeouts=flare.Timeouts(ping_idle=0.05))
+    async with host(config=config) as pinged, host() as pinging:
+        connection = await pinging.connect(*pinged.full_addrs)
+        stream = await connection.open_stream(ping.PROTOCOL)
+        await stream.write(bytes(ping.SIZE))
+        assert await stream.read_exactly(ping.SIZE) == bytes(ping.SIZE)
+        with pytest.raises(flare.StreamReset):
+            await stream.read()

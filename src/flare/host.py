@@ -24,7 +24,7 @@ from .nat.punch import HolePuncher
 from .nat.relays import RelayClient
 from .peer_book import PeerBook
 from .protocols import identify, ping
-from .protocols.exchange import last_words
+from .protocols.exchange import last_words, within
 from .protocols.relay import stop
 from .transport import circuit
 from .transport.admission import Admission
@@ -194,7 +194,12 @@ class Host:
 
     def _register_own_protocols(self) -> None:
         own = self.handlers.add
-        own(ping.PROTOCOL, ping.PingServer().serve, allow_limited=True, price=1)
+        own(
+            ping.PROTOCOL,
+            ping.PingServer(idle=self.config.timeouts.ping_idle).serve,
+            allow_limited=True,
+            price=1,
+        )
         own(identify.PROTOCOL, self._serve_identify, allow_limited=True, price=1, at_once=8)
         own(identify.PUSH_PROTOCOL, self._serve_identify_push, allow_limited=True, price=16, at_once=2)
         if self._relay_addrs:
@@ -477,7 +482,7 @@ class Host:
         """A relay brings somebody (circuit-v2.md, "Stop protocol"). Only relays that we reserved on may."""
         relay = stream.connection.remote_peer
         if not self._relays.knows(relay):
-            await stop.refuse(stream)
+            await stop.refuse(stream, timeout=self.config.timeouts.relay_message)
             return
         incoming = await stop.accept(stream, timeout=self.config.timeouts.relay_message)
         connection = await circuit.secure(
@@ -511,7 +516,10 @@ class Host:
         if identify.PUSH_PROTOCOL not in self.peers.get(connection.remote_peer).protocols:
             return
         with contextlib.suppress(FlareError):
-            async with connection.open_stream(identify.PUSH_PROTOCOL) as stream:
+            async with (
+                connection.open_stream(identify.PUSH_PROTOCOL) as stream,
+                within(self.config.timeouts.identify, f"telling {connection.remote_peer} what changed"),
+            ):
                 await stream.write(self._described(connection))
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:

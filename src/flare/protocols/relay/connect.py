@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flare.errors import ProtocolViolation, relay_refused
-from flare.protocols.exchange import MESSAGE_LIMIT, TIMEOUTS, within
+from flare.protocols.exchange import TIMEOUTS, within
 from flare.protocols.relay import HOP_PROTOCOL
-from flare.wire.messages import HopMessage, HopType, Limit, RelayPeer, Status
+from flare.protocols.relay.ask import ask
+from flare.wire.messages import HopMessage, HopType, Limit, RelayPeer
 
 if TYPE_CHECKING:
     from flare.transport.connection import Connection
@@ -27,14 +27,7 @@ async def connect(
     try:
         async with within(timeout, f"connecting through relay {connection.remote_peer}"):
             request = HopMessage(type=HopType.CONNECT, peer=RelayPeer(id=target))
-            await stream.write_frame(request.encode())
-            answer = HopMessage.decode(await stream.read_frame(MESSAGE_LIMIT))
-        if answer.type is not HopType.STATUS:
-            raise ProtocolViolation(
-                "answered CONNECT with something other than STATUS", protocol=HOP_PROTOCOL
-            )
-        if answer.status != Status.OK:
-            raise relay_refused(answer.status or 0, f"connecting to {target}")
+            answer = await ask(stream, request, f"connecting to {target}")
     except BaseException:
         stream.reset()
         raise

@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flare.errors import FlareError, ProtocolViolation, relay_refused
-from flare.protocols.exchange import MESSAGE_LIMIT, TIMEOUTS, within
+from flare.errors import FlareError, ProtocolViolation
+from flare.protocols.exchange import TIMEOUTS, within
 from flare.protocols.relay import HOP_PROTOCOL
+from flare.protocols.relay.ask import ask
 from flare.wire.envelope import Voucher
-from flare.wire.messages import HopMessage, HopType, Limit, Status
+from flare.wire.messages import HopMessage, HopType, Limit
 from flare.wire.multiaddr import Multiaddr
 from flare.wire.peer_id import PeerId
 
@@ -42,12 +43,7 @@ async def reserve(connection: Connection, *, timeout: float = TIMEOUTS.relay_mes
         connection.open_stream(HOP_PROTOCOL) as stream,
         within(timeout, f"a reservation on relay {relay}"),
     ):
-        await stream.write_frame(HopMessage(type=HopType.RESERVE).encode())
-        answer = HopMessage.decode(await stream.read_frame(MESSAGE_LIMIT))
-    if answer.type is not HopType.STATUS:
-        raise ProtocolViolation("answered RESERVE with something other than STATUS", protocol=HOP_PROTOCOL)
-    if answer.status != Status.OK:
-        raise relay_refused(answer.status or 0, f"a reservation on relay {relay}")
+        answer = await ask(stream, HopMessage(type=HopType.RESERVE), f"a reservation on relay {relay}")
     if answer.reservation is None:
         raise ProtocolViolation("STATUS OK without a reservation", protocol=HOP_PROTOCOL)
     addrs = tuple(dict.fromkeys(_relay_addrs(answer.reservation.addrs, relay)))

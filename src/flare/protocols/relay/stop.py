@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from flare.errors import DecodeError, PermissionDenied, ProtocolViolation, StreamClosed, relay_refused
+from flare.errors import DecodeError, PermissionDenied, ProtocolViolation, StreamClosed
 from flare.protocols.exchange import MESSAGE_LIMIT, TIMEOUTS, within
 from flare.protocols.relay import STOP_PROTOCOL
+from flare.protocols.relay.ask import ask
 from flare.wire.messages import Limit, RelayPeer, Status, StopMessage, StopType
 from flare.wire.peer_id import PeerId
 
@@ -32,14 +33,7 @@ async def open_stop(
         stream = await connection.open_stream(STOP_PROTOCOL)
         try:
             offer = StopMessage(type=StopType.CONNECT, peer=RelayPeer(id=source), limit=limit)
-            await stream.write_frame(offer.encode())
-            answer = StopMessage.decode(await stream.read_frame(MESSAGE_LIMIT))
-            if answer.type is not StopType.STATUS:
-                raise ProtocolViolation(
-                    "answered CONNECT with something other than STATUS", protocol=STOP_PROTOCOL
-                )
-            if answer.status != Status.OK:
-                raise relay_refused(answer.status or 0, f"offering a circuit to {target}")
+            await ask(stream, offer, f"offering a circuit to {target}")
         except BaseException:
             stream.reset()
             raise
