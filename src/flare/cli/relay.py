@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
+import resource
 import signal
 import socket
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -210,12 +212,22 @@ def run(args: argparse.Namespace) -> int:
                 loop = asyncio.get_running_loop()
                 loop.add_signal_handler(signal.SIGHUP, live.reload)
                 serving.callback(loop.remove_signal_handler, signal.SIGHUP)
+            gc.collect()
+            gc.freeze()  # the collector need not walk through all of the program while peers wait
             await stop.wait()
             if stop.signal is signal.SIGTERM:
                 await live.drain()
         return 0
 
+    _allow_descriptors()
     return run_until_signal(main, out)
+
+
+def _allow_descriptors() -> None:
+    """As many descriptors as this process may ask for: each connection needs one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # some systems allow less than they say
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard >= 0 else max(soft, 1 << 20), hard))
 
 
 class _Live:
