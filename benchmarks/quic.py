@@ -5,7 +5,8 @@
 Each pair is two processes on loopback, a client that sends and a server that echoes, over go-libp2p's and
 rust-libp2p's own QUIC where they are one end; rounds of the pairs alternate. A figure is the bytes of one
 direction by the seconds that both took together, so that 10 MB/s moves 10 up and 10 down. CPU is both
-processes', in seconds for each gigabyte moved (there and back count as two). Then datagrams of noise are sent
+processes', in seconds for each gigabyte moved (there and back count as two), less what an echo of nothing
+takes them: start, handshake and end. Then datagrams of noise are sent
 to a flare listener, and what each one costs it is printed.
 """
 
@@ -43,15 +44,18 @@ def main() -> int:
     parser.add_argument("--pairs", default="flare-flare,flare-go,go-flare,flare-rust,go-go,rust-rust")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    pairs = [tuple(pair.split("-")) for pair in args.pairs.split(",")]
+    pairs = [(pair.split("-")[0], pair.split("-")[1]) for pair in args.pairs.split(",")]
     for kind in {kind for pair in pairs for kind in pair}:
         program(kind)
+    nothing = {pair: min(one(pair[0], pair[1], 1, 0)[1] for _ in range(2)) for pair in pairs}
     rates: dict[tuple[str, str, int], list[tuple[float, float]]] = {}
     for _ in range(args.rounds):
         for client, server in pairs:
             for streams in STREAMS:
+                size = args.megabytes * MEGABYTE
+                seconds, cpu = one(client, server, streams, size)
                 rates.setdefault((client, server, streams), []).append(
-                    one(client, server, streams, args.megabytes * MEGABYTE)
+                    (args.megabytes / seconds, (cpu - nothing[client, server]) / (2 * size / 1e9))
                 )
     results = [
         {
@@ -78,7 +82,7 @@ def main() -> int:
 
 
 def one(client: str, server: str, streams: int, size: int) -> tuple[float, float]:
-    """MB/s each way, and CPU seconds of both for each GB moved."""
+    """Seconds for `size` bytes each way, and CPU seconds of both processes."""
     with Peer(server, "listen", "--listen", LISTEN, command=_command(server)) as listener:
         addr = str(listener.expect("listening")["addrs"][0])
         before = _cpu(listener) + _children()
@@ -96,7 +100,7 @@ def one(client: str, server: str, streams: int, size: int) -> tuple[float, float
             echoing.finish(100)
         cpu = _cpu(listener) + _children() - before
     (echoed,) = echoing.named("echoed")
-    return size / MEGABYTE / float(echoed["seconds"]), cpu / (2 * size / 1e9)
+    return float(echoed["seconds"]), cpu
 
 
 def _command(kind: str) -> tuple[str, ...] | None:
