@@ -23,7 +23,7 @@ from ..relay_server import RelayServer
 from ..watch.server import DEFAULT_ADDRESS, NO_METRICS, StatusServer
 from ..wire.multiaddr import Multiaddr
 from . import relay_file, units
-from .common import Output, Stop, add_common, address, identity_from, number, run_until_signal
+from .common import Output, Stop, add_common, add_security, address, identity_from, number, run_until_signal
 from .relay_file import FIXED, RelaySettings
 
 DEFAULT_LISTEN = ("/ip4/0.0.0.0/tcp/4001", "/ip6/::/tcp/4001")
@@ -108,6 +108,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="threads that carry circuits, or auto: one for each core that this process may use "
         "(default: 0, the event loop carries them)",
     )
+    add_security(parser)
     add_common(parser)
     parser.set_defaults(run=run)
 
@@ -190,7 +191,7 @@ def run(args: argparse.Namespace) -> int:
                 identity=identity_from(settings.identity),
                 listen=settings.listen or _default_listen(),
                 announce=settings.announce,
-                config=Config(data_threads=settings.threads),
+                config=Config(data_threads=settings.threads, security=args.security),
             )
             host.on_event(lambda event: _show(out, event))
             await serving.enter_async_context(host)
