@@ -89,6 +89,7 @@ class NoisePeer:
 
 
 class TestNoiseRecords:
+    @pytest.mark.passes
     def test_frames_of_one_pass_share_a_record(self, engine: Engine) -> None:
         peer = NoisePeer(engine)
         peer.say(peer.seal(frame(WINDOW, SYN, 1) + frame(WINDOW, SYN, 3)))
@@ -339,7 +340,7 @@ class TestKeepalive:
     def test_a_peer_that_answers_stays(self, engine: Engine) -> None:
         pair = Pair(engine, keepalive=0.01, keepalive_timeout=0.02)
         end = time.monotonic() + 0.2
-        while time.monotonic() < end:
+        while time.monotonic() < end or (pair.a.rtt_ns == 0 and time.monotonic() < end + 5):
             engine.run_pass(5_000_000)
         assert not pair.heard_a.closed
         assert not pair.heard_b.closed

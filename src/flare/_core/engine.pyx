@@ -73,9 +73,6 @@ cdef enum:
     BULK = 16 * 1024  # a link whose last receive brought so much shares the quantum with others of its kind
     EVENTS = 256  # taken out of the engine at a time
 
-cdef object LINGER = 5.0
-
-
 cdef void run(core* c, int64_t timeout) noexcept nogil:
     """A pass, and more while there is something to read and nobody in Python waits."""
     cdef int64_t until
@@ -163,7 +160,7 @@ cdef int set_limits(link* ln, object limits) except -1:
     ln.mux.limits.high_water = getattr(limits, "send_high_water", 1 << 20)
     ln.mux.limits.keepalive = <int64_t>(<double>getattr(limits, "keepalive", 30.0) * second)
     ln.mux.limits.keepalive_timeout = <int64_t>(<double>getattr(limits, "keepalive_timeout", 10.0) * second)
-    ln.linger = <int64_t>(<double>LINGER * second)
+    ln.linger = <int64_t>(<double>getattr(limits, "linger", 5.0) * second)
     return 0
 
 

@@ -12,6 +12,7 @@ from flare._core.records import TlsRecords as TlsRecords
 READABLE: Final = 1
 WRITABLE: Final = 2
 CLOSED: Final = 4
+PONG_LOST_NS: int
 
 class LinkStats(NamedTuple):
     """Counters of one link, in bytes and streams."""
@@ -54,6 +55,9 @@ class Link:
     def paused(self) -> bool:
         """Holds as much as it may, unread or unsent: feed it no more until this ends (`on_output`)."""
     @property
+    def ciphers(self) -> int:
+        """Cipher contexts that it holds: an idle link has none."""
+    @property
     def unsent(self) -> int:
         """Bytes in the output buffer."""
     @property
@@ -63,10 +67,11 @@ class Link:
     def ping(self, callback: Callable[[int | None], object]) -> None:
         """Measure the round trip; the callback gets nanoseconds, or None if the link ended.
 
-        Raises ResourceLimit while 8 are under way.
+        Raises ResourceLimit while 8 are under way. One that had no answer in 10 s may be given up for a new
+        one: then its callback gets None.
         """
     def close(self, goaway_code: int = 0) -> None:
-        """End every stream, say go-away, send what is left; closed when the peer closes, or after 5 s."""
+        """End every stream, say go-away, send what is left; closed when the peer closes or `linger` ends."""
     def abort(self, reason: BaseException | str | None = None) -> None:
         """Close at once and drop what is unsent. `reason` is what streams raise and `on_close` gets."""
     def feed(self, data: Buffer) -> None:

@@ -56,6 +56,7 @@ from flare._core.yamux cimport (
     mux_accepted,
     mux_open,
     mux_ping,
+    ping_slot,
     stream,
     stream_close_write,
     stream_copy,
@@ -82,6 +83,7 @@ from flare.errors import (
 READABLE = 1
 WRITABLE = 2
 CLOSED = 4
+PONG_LOST_NS = 10_000_000_000  # its place then may be taken
 
 cdef enum:
     NOGIL_FROM = 8 * 1024  # a write of this much lets go of the GIL
@@ -191,19 +193,27 @@ cdef class Link:
         cdef link* ln = self.use()
         cdef int i
         cdef int slot = -1
+        cdef ping_slot* one
+        cdef int64_t lost_after = PONG_LOST_NS
         cdef core* c
         if ln.state != LINK_OPEN:
             raise self.closed_error()
         c = enter_at(&ln.mux.core)
         for i in range(PINGS):
-            if ln.mux.pings[i].sent == 0:
+            one = &ln.mux.pings[i]
+            if one.sent and one.rtt == 0 and c.now - one.sent > lost_after:
+                one.sent = 0  # lost
+            if one.sent == 0:
                 slot = i
-                mux_ping(&ln.mux, &ln.mux.pings[i])
+                mux_ping(&ln.mux, one)
                 break
         leave(c)
         if slot < 0:
             raise ResourceLimit(f"{PINGS} pings are under way on this connection")
+        lost = self.pings.pop(slot, None)
         self.pings[slot] = callback
+        if lost is not None:
+            lost(None)
 
     def feed(self, data):
         cdef link* ln = self.use()
@@ -259,6 +269,11 @@ cdef class Link:
     @property
     def paused(self):
         return bool(self.use().mux.paused)
+
+    @property
+    def ciphers(self):
+        cdef link* ln = self.use()
+        return (ln.key.ctx != NULL) + (ln.mux.out.key.ctx != NULL)
 
     @property
     def unsent(self):

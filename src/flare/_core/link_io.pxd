@@ -11,6 +11,8 @@ cdef enum:
     SCRATCH = 256 * 1024  # one recv when a link is alone
     SCRATCH_FRONT = 64  # room before it for what has come of a record's header
     QUANTUM = 64 * 1024  # one recv, at least, when several links have much to say
+    PARK_AFTER = 1000000000  # ns without a record: then a link is idle
+    LATE = 1000000000  # ns that a timer may go off too late for it to say something about the peer
     CONTROL_SLACK = 256 * 1024  # of unsent control frames above the high-water mark before reading stops
 
 cdef enum watched:

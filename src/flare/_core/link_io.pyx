@@ -5,7 +5,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 from posix.unistd cimport close
 
-from flare._core.aead cimport aead_free
+from flare._core.aead cimport aead_free, aead_park
 from flare._core.core cimport (
     NO_PLACE,
     bury,
@@ -42,6 +42,7 @@ from flare._core.yamux cimport (
     mux_goaway,
     mux_init,
     mux_input,
+    mux_park,
     mux_ping,
     mux_serve,
     mux_waiting,
@@ -504,6 +505,13 @@ cdef void link_die(link* ln, int end, int error) noexcept nogil:
     notify(c, &ln.mux.node, MUX_CLOSED)
 
 
+cdef void park(link* ln) noexcept nogil:
+    """An idle link keeps keys, and no ciphers or tables."""
+    aead_park(&ln.key)
+    aead_park(&ln.mux.out.key)
+    mux_park(&ln.mux)
+
+
 cdef void link_timer(node* n) noexcept nogil:
     cdef link* ln = <link*>n
     cdef mux* m = &ln.mux
@@ -515,13 +523,18 @@ cdef void link_timer(node* n) noexcept nogil:
     if m.own_ping.sent and ln.received_at < m.own_ping.sent and not m.paused:
         due = m.own_ping.sent + m.limits.keepalive_timeout
         if now >= due:
-            link_die(ln, END_KEEPALIVE, 0)
-            return
+            # what nobody read, since no pass was made or it is not its turn, may have come in time
+            if not ln.ready and now - ln.timer.deadline < LATE:
+                link_die(ln, END_KEEPALIVE, 0)
+                return
+            due = now + m.limits.keepalive_timeout
     elif now - ln.received_at >= m.limits.keepalive:
         m.own_ping.sent = 0  # an old one that was never answered, though the peer spoke since
         mux_ping(m, &m.own_ping)
-        due = now + m.limits.keepalive_timeout
+        due = now + min(m.limits.keepalive_timeout, <int64_t>PARK_AFTER)
     else:
+        if now - ln.received_at >= PARK_AFTER:
+            park(ln)
         due = ln.received_at + m.limits.keepalive
     timer_set(m.core, &ln.timer, due)
 

@@ -153,6 +153,7 @@ cdef struct mux:
     uint64_t window_total
     uint64_t grown  # of that, beyond the windows that streams begin with
     uint64_t seed  # odd: which ids share a bucket is not for the peer to choose
+    uint64_t strays  # bytes that the peer may have sent before it heard that their streams are gone
     uint64_t buffered  # bytes in all rx queues
     stream* wait_head[2]  # [0] control, [1] the others
     stream* wait_tail[2]
@@ -181,6 +182,7 @@ cdef int mux_ping(mux* m, ping_slot* slot) noexcept nogil
 cdef void mux_end(mux* m) noexcept nogil
 # Gives those that wait for room their turns, until there is none.
 cdef void mux_serve(mux* m) noexcept nogil
+cdef void mux_park(mux* m) noexcept nogil  # gives back what a session without streams does not need
 cdef bint mux_waiting(const mux* m) noexcept nogil
 
 cdef size_t stream_write(stream* s, const uint8_t* data, size_t n) noexcept nogil  # how many were taken

@@ -162,6 +162,8 @@ cdef void unlink(stream* s) noexcept nogil:
     m.grown -= s.window - INITIAL_WINDOW
     if s.window > INITIAL_WINDOW:
         flare_count(GROWTH, <int64_t>INITIAL_WINDOW - s.window)
+    if not s.read_closed:
+        m.strays += s.credit - (m.left if m.cur == s else 0)
     acked(s)
     wait_remove(s)
     if m.cur == s:
@@ -573,6 +575,13 @@ cdef void mux_end(mux* m) noexcept nogil:
     free(m.table)
     m.table = NULL
     m.table_size = 0
+
+
+cdef void mux_park(mux* m) noexcept nogil:
+    if m.streams == 0 and m.table != NULL:
+        free(m.table)
+        m.table = NULL
+        m.table_size = 0
 
 
 include "yamux_in.pxi"

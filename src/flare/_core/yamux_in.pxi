@@ -74,6 +74,8 @@ cdef int on_stream_frame(mux* m, int type, int flags, uint32_t id, uint32_t leng
             return violate(m, BAD_WINDOW)
         m.peer_id = max(m.peer_id, id)
         s = on_syn(m, id)
+        if s == NULL:
+            m.strays += INITIAL_WINDOW
     elif s == NULL and ((not theirs and id >= m.next_id) or (theirs and payload > 0 and id > m.peer_id)):
         # rust-yamux resets and closes streams that it never got to open: only data is too much
         return violate(m, BAD_UNKNOWN)
@@ -81,11 +83,16 @@ cdef int on_stream_frame(mux* m, int type, int flags, uint32_t id, uint32_t leng
     m.cur_fin = 0
     m.left = payload
     if s == NULL:
-        # gone, here or on its way: what was in flight is dropped, up to what a window can hold
-        return violate(m, BAD_WINDOW) if payload > m.limits.max_window else 0
+        # gone, here or on its way: what was in flight is dropped, but no more than the windows left room for
+        if payload > m.strays:
+            return violate(m, BAD_WINDOW)
+        m.strays -= payload
+        return 0
     if flags & FLAG_ACK and not s.inbound:
         acked(s)
     if flags & FLAG_RST:
+        if payload > s.credit:
+            return violate(m, BAD_WINDOW)
         ended(s)  # and m.cur is NULL: a payload is dropped
         return 0
     if type == TYPE_WINDOW:
