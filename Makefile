@@ -6,7 +6,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 CORE := setup.py pyproject.toml $(wildcard src/flare/_core/*.pyx src/flare/_core/*.pxd src/flare/_core/*.pxi src/flare/_core/includes/*)
 
-.PHONY: help demo test test-pythons lab abuse interop bench bench-quick bench-micro lint types fuzz wheel clean
+.PHONY: help demo test test-pythons lab abuse interop bench bench-quick bench-quic bench-micro lint types fuzz wheel clean
 
 help:
 	@echo "make demo          two peers behind real NATs meet through a flare relay and go direct"
@@ -16,6 +16,7 @@ help:
 	@echo "make abuse         attacks on a relay beside an honest circuit, and what it keeps (root)"
 	@echo "make interop       against go-libp2p, rust-libp2p and js-libp2p (Go, Rust, Node; root for hole punching)"
 	@echo "make bench         what a relay costs, beside go-, rust-, js- and py-libp2p and a C loop (25 minutes)"
+	@echo "make bench-quic    QUIC beside go's and rust's"
 	@echo "make bench-quick   a few minutes of that; make bench-micro: the parts, and how late a punch is"
 	@echo "make lint          ruff, cython-lint, mypy --strict"
 	@echo "make fuzz          every decoder, SECONDS each (default 20)"
@@ -82,6 +83,9 @@ bench: .stamps/test
 
 bench-quick: .stamps/test
 	$(PY) -m benchmarks.relay --congestion reno --quick $(ARGS)
+
+bench-quic: .stamps/test
+	$(PY) -m benchmarks.quic $(ARGS)
 
 bench-micro: .stamps/test
 	$(PY) -m pytest -q benchmarks --benchmark-only --timeout 0 $(ARGS)

@@ -10,6 +10,7 @@ see benchmarks/relay.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from tests.support.mux import Pair
 from flare._core import aead
 from flare._core.engine import Engine
 from flare._core.link import LinkStream
+from flare._core.shaper import MAX_RATE, Bucket
 from flare._core.splice import splice
 
 TOTAL = 32 << 20
@@ -27,13 +29,13 @@ KIB = 1024
 class Circuit:
     """One circuit between two ends on one engine, through a relay engine."""
 
-    def __init__(self, *, noise: bool) -> None:
+    def __init__(self, *, noise: bool, buckets: Sequence[Bucket] = ()) -> None:
         self.ends, self.relay = Engine(), Engine()
         self.left = Pair(self.ends, self.relay, noise=noise)
         self.right = Pair(self.relay, self.ends, noise=noise)
         self.near, a = self.left.open()
         b, self.far = self.right.open()
-        splice(a, b, on_done=None)
+        splice(a, b, buckets=buckets, on_done=None)
         self.relay_seconds = 0.0
 
     def carry(self, message: bytes, total: int) -> None:
@@ -75,6 +77,19 @@ def test_one_circuit(benchmark: Any, size: int, noise: bool) -> None:
     if benchmark.stats is not None:  # None under --benchmark-disable
         benchmark.extra_info["MB/s"] = round(TOTAL / benchmark.stats.stats.median / 1e6)
         benchmark.extra_info["relay_s_per_GB"] = round(circuit.relay_seconds / (rounds * TOTAL / 1e9), 2)
+    circuit.close()
+
+
+@pytest.mark.parametrize("buckets", [0, 5])
+def test_one_circuit_with_buckets(benchmark: Any, buckets: int) -> None:
+    """1 KiB messages, unencrypted, through as many buckets as a circuit has, none of them ever empty."""
+    circuit = Circuit(noise=False, buckets=[Bucket(MAX_RATE) for _ in range(buckets)])
+    rounds = 5
+    benchmark.pedantic(circuit.carry, (bytes(KIB), TOTAL), rounds=rounds, warmup_rounds=1)
+    if benchmark.stats is not None:
+        benchmark.extra_info["relay_s_per_GB"] = round(
+            circuit.relay_seconds / ((rounds + 1) * TOTAL / 1e9), 3
+        )
     circuit.close()
 
 

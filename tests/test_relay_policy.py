@@ -212,3 +212,38 @@ class TestEnd:
                 await stream.read()
             assert (await there.seen.first(CircuitClosed)).reason == "cancelled"
             assert not source.closed
+
+
+@aio
+async def test_data_threads_share_the_buckets() -> None:
+    cap = 2_000_000
+    config = flare.Config(data_threads=2)
+    limits = flare.RelayLimits(
+        circuit_bytes=0, max_circuits_per_peer=100, byte_rate=flare.Rate(cap, 1), max_reservations_per_ip=100
+    )
+    async with AsyncExitStack() as stack:
+        relaying = await stack.enter_async_context(host(config=config))
+        server = await stack.enter_async_context(flare.RelayServer(relaying, limits))
+        there = Relayed(stack, relaying, server)
+        circuits = [await there.circuit(await there.peer(), await there.reserved()) for _ in range(4)]
+        got = [0] * len(circuits)
+        began = time.monotonic()
+
+        async def sink(i: int) -> None:
+            while data := await circuits[i].read():
+                got[i] += len(data)
+
+        async def source(i: int) -> None:
+            while True:
+                await circuits[i].write(bytes(16_384))
+
+        tasks = [asyncio.create_task(work(i)) for i in range(len(circuits)) for work in (sink, source)]
+        await eventually(lambda: sum(got) > 500_000, timeout=15)
+        took = time.monotonic() - began
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert 2 * sum(got) <= took * cap + 8 * 65_536, "there and back, of all threads together"
+        assert min(got) > 0.4 * max(got), got
+        for stream in circuits:
+            stream.reset()

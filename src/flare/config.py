@@ -81,6 +81,7 @@ class QuicLimits:
     send_high_water: int = 1 * MIB  # a connection with this much unsent takes no more
     idle_timeout: float = 30.0  # nothing came for so long: the connection is dead
     keepalive: float = 15.0  # a ping when nothing came for so long, so that NATs keep their mapping
+    drain: float = 1.0  # a close waits for what was written while the peer is heard from so often
     datagram_size: int = 1280  # bytes of UDP payload: what IPv6 and the tunnels in use carry
     max_unproved: int = 32  # half-open inbound connections from addresses that are not proved; past it: Retry
     resets_per_second: int = (

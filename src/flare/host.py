@@ -100,6 +100,7 @@ class Host:
         self._closed_hooks: list[Callable[[Connection], None]] = []
         self._record_seq = time.time_ns() // 1_000_000  # grows over restarts too, as signed records must
         self._told: tuple[Multiaddr, ...] = ()
+        self._addrs: tuple[tuple[Multiaddr, ...], tuple[Multiaddr, ...]] = (), ()  # with repetitions, without
         self._description = identify.Description(self.identity)
         self._questions: set[Question] = set()  # identify that was asked and not answered yet
         self._open = False
@@ -260,7 +261,10 @@ class Host:
         """
         if not self._started:
             return ()
-        return tuple(dict.fromkeys([*self._announce, *self.listen_addrs, *self._relays.addrs]))
+        parts = (*self._announce, *self.listen_addrs, *self._relays.addrs)
+        if parts != self._addrs[0]:  # which is asked for each connection
+            self._addrs = parts, tuple(dict.fromkeys(parts))
+        return self._addrs[1]
 
     @property
     def engines(self) -> tuple[Engine, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import subprocess
 import sys
@@ -141,3 +142,10 @@ def test_a_port_that_is_taken() -> None:
         done = run("relay", "--listen", addr)
         assert done.returncode == 1
         assert done.stderr.decode() == f"flare relay: listening on {addr}: Address already in use\n"
+
+
+def test_a_relay_asks_for_all_the_descriptors_it_may_have() -> None:
+    with running("relay", "--listen", LOOPBACK, "--json") as relay:
+        relay.fact("listening")
+        soft, hard = resource.prlimit(relay.process.pid, resource.RLIMIT_NOFILE)
+        assert soft == hard or soft >= 1 << 20

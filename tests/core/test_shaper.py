@@ -75,6 +75,14 @@ class TestBucket:
         assert Bucket(4 << 20).burst == 1 << 20
         assert Bucket(1000).burst == 64 * 1024
 
+    def test_what_is_owed_and_a_turn(self) -> None:
+        bucket = Bucket(NEVER, 1)
+        assert bucket.owed_ns == 0
+        bucket.spend(11)
+        assert 9 * SECOND < bucket.owed_ns <= 10 * SECOND
+        turns = [Bucket(rate).turn for rate in (1, 500_000, 1 << 30, 0)]
+        assert turns == [2048, 10_000, 65_536, 65_536]
+
     def test_rate_zero_is_no_limit(self) -> None:
         bucket = Bucket(0)
         assert bucket.spend(1 << 50) == 0

@@ -2,7 +2,7 @@
 
     flare_peer.py listen [--listen ADDR]... [--relay ADDR]...
     flare_peer.py ping ADDR [--count N] [--timeout S]
-    flare_peer.py echo ADDR [--bytes N] [--timeout S]
+    flare_peer.py echo ADDR [--bytes N] [--streams N] [--timeout S]
     common: [--key ed25519|ecdsa|secp256k1|rsa]
 
 It never punches: what the `flare` command does is tested with the command itself.
@@ -40,6 +40,7 @@ def parse() -> argparse.Namespace:
         command.add_argument("--relay", action="append", default=[])
         command.add_argument("--count", type=int, default=1)
         command.add_argument("--bytes", type=int, default=65_536)
+        command.add_argument("--streams", type=int, default=1)
         command.add_argument("--timeout", type=float, default=30.0)
         command.add_argument("--key", default="ed25519")
     return parser.parse_args()
@@ -85,25 +86,32 @@ async def send_pings(connection: flare.Connection, count: int, told: asyncio.Fut
     emit("done")
 
 
-async def send_echo(connection: flare.Connection, size: int) -> None:
-    """`size` random bytes there and back, writing and reading at once."""
+async def send_echo(connection: flare.Connection, size: int, count: int) -> None:
+    """`size` random bytes there and back on each of `count` streams, writing and reading at once."""
     sent = os.urandom(size)
+    streams = [await connection.open_stream(ECHO, allow_limited=True) for _ in range(count)]
     start = time.perf_counter()
+    async with asyncio.TaskGroup() as tasks:
+        for stream in streams:
+            tasks.create_task(exchange(stream, sent))
+    seconds = time.perf_counter() - start
+    emit("echoed", bytes=size, streams=count, seconds=seconds, path=connection.path)
+
+
+async def exchange(stream: flare.Stream, sent: bytes) -> None:
+    """All of `sent` there and back."""
     received = bytearray()
 
-    async with connection.open_stream(ECHO, allow_limited=True) as stream:
+    async def write() -> None:
+        await stream.write(sent)
+        await stream.close_write()
 
-        async def write() -> None:
-            await stream.write(sent)
-            await stream.close_write()
-
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(write())
-            while data := await stream.read():
-                received += data
+    async with stream, asyncio.TaskGroup() as tasks:
+        tasks.create_task(write())
+        while data := await stream.read():
+            received += data
     if received != sent:
-        raise SystemExit(f"echo: {size} bytes sent, {len(received)} other bytes received")
-    emit("echoed", bytes=size, seconds=time.perf_counter() - start, path=connection.path)
+        raise SystemExit(f"echo: {len(sent)} bytes sent, {len(received)} other bytes received")
 
 
 async def main(args: argparse.Namespace) -> None:
@@ -126,7 +134,7 @@ async def main(args: argparse.Namespace) -> None:
             if args.command == "ping":
                 await send_pings(connection, args.count, told)
             else:
-                await send_echo(connection, args.bytes)
+                await send_echo(connection, args.bytes, args.streams)
 
 
 if __name__ == "__main__":

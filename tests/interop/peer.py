@@ -54,6 +54,11 @@ class Peer:
                 self._incoming.put({"event": "garbage", "line": line.decode(errors="replace")})
         self._incoming.put(None)
 
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
+
     def expect(self, name: str, timeout: float = STARTUP) -> Event:
         """The next event of that name, within `timeout` seconds. Raises PeerFailed."""
         deadline = time.monotonic() + timeout

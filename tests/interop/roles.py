@@ -9,6 +9,7 @@ from pathlib import Path
 from tests.interop.peer import Event, Peer, PeerFailed
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
+LOOPBACK_QUIC = "/ip4/127.0.0.1/udp/0/quic-v1"
 
 # flare's own program over its Python API, for what the command does not do (serving an echo).
 EMBEDDED = (sys.executable, str(Path(__file__).parent / "flare_peer.py"))
@@ -27,9 +28,11 @@ def relay(kind: str, *, limits: bool = False) -> Iterator[str]:
 
 
 @contextmanager
-def listener(kind: str, *, through: str | None = None, key: str | None = None) -> Iterator[str]:
+def listener(
+    kind: str, *, through: str | None = None, key: str | None = None, listen: str = LOOPBACK
+) -> Iterator[str]:
     """The address of a peer that serves ping, identify and echo: its own, or the one through a relay."""
-    arguments = ["listen", "--listen", LOOPBACK]
+    arguments = ["listen", "--listen", listen]
     arguments += ["--relay", through] if through else []
     arguments += ["--key", key] if key else []
     with Peer(kind, *arguments, command=EMBEDDED if kind == "flare" else None) as peer:

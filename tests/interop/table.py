@@ -11,6 +11,7 @@ NAMES = {"flare": "flare", "go": "go-libp2p", "rust": "rust-libp2p", "js": "js-l
 
 # The sections, in the order of the page.
 DIRECT = "Directly"
+QUIC = "Directly over QUIC"
 COMMAND = "The `flare` command"
 IDENTITIES = "Identities"
 PUNCH = "Hole punching across two port-restricted NATs"
@@ -21,14 +22,14 @@ def through(kind: str) -> str:
     return f"Through a {NAMES[kind]} relay"
 
 
-SECTIONS = (DIRECT, COMMAND, IDENTITIES, *(through(kind) for kind in NAMES), PUNCH)
+SECTIONS = (DIRECT, QUIC, COMMAND, IDENTITIES, *(through(kind) for kind in NAMES), PUNCH)
 
 HEAD = """# flare with its peers
 
 What `make interop` saw, cell by cell: **yes** when every test of the cell passed, **NO** when one did not,
 – where there is nothing to test. The peers are small programs of our own in `tests/interop` over the newest
-releases: TCP, Noise and yamux, each a process of its own on loopback. Hole punching runs in the lab, across
-two NATs.
+releases: QUIC, and TCP with Noise and yamux, each a process of its own on loopback. Hole punching runs in
+the lab, across two NATs.
 
 """
 

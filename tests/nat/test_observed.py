@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from flare.nat.observed import GROUPS, OBSERVERS, PER_LISTENER, ObservedAddresses
 from flare.wire.keys import Identity
@@ -208,3 +210,45 @@ class TestGuesses:
                 local_addr=self.QUIC,
             )
         assert bench.book.worst_mapping().kind == "endpoint-dependent"
+
+
+def naively_believed(observed: list[tuple[int, int, bool]]) -> set[Multiaddr]:
+    """Every address that a look at all observations finds believable: (seen, vantage, trusted)."""
+    believed = set()
+    for seen in {seen for seen, _, _ in observed}:
+        vantages = {vantage for s, vantage, _ in observed if s == seen}
+        trusted = any(t for s, _, t in observed if s == seen)
+        if trusted or (len(vantages) >= OBSERVERS and len({v // 4 for v in vantages}) >= GROUPS):
+            believed.add(Multiaddr(f"/ip4/5.5.5.{seen}/tcp/4001"))
+    return believed
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 9), st.booleans(), st.integers(1, 3), st.integers(0, 7), st.booleans()),
+        max_size=60,
+    )
+)
+@settings(deadline=None)
+def test_what_is_counted_is_what_a_look_at_all_observations_finds(
+    steps: list[tuple[int, bool, int, int, bool]],
+) -> None:
+    bench = Bench()
+    connections: dict[int, End] = {}
+    open_now: dict[int, tuple[int, int, bool]] = {}
+    for slot, comes, seen, vantage, trusted in steps:
+        if comes:
+            who = RELAY if trusted else STRANGERS[slot % len(STRANGERS)]
+            if slot not in connections:
+                connections[slot], _ = linked(ALICE, who)
+            connection = connections[slot]
+            connection.local_addr = LISTENER
+            connection.remote_addr = Multiaddr(f"/ip4/{20 + vantage // 4}.1.1.{vantage + 1}/tcp/1")
+            bench.book.record(connection, Multiaddr(f"/ip4/5.5.5.{seen}/tcp/4001"))  # type: ignore[arg-type]
+            open_now[slot] = seen, vantage, connection.remote_peer == RELAY.peer_id
+        elif slot in connections:
+            bench.book.forget(connections.pop(slot))  # type: ignore[arg-type]
+            del open_now[slot]
+    believed = naively_believed(list(open_now.values()))
+    assert len(believed) <= PER_LISTENER
+    assert set(bench.book.addrs()) == believed

@@ -140,3 +140,15 @@ async def test_buckets() -> None:
     await sending
     assert time.monotonic() - start > 0.15, "100 kB at once and the rest at 1 MB/s"
     circuit.copying.cancel()
+
+
+@aio
+async def test_a_rate_that_is_raised_counts_at_once() -> None:
+    bucket = Bucket(1, 1)
+    circuit = Circuit(buckets=(bucket,))
+    sending = asyncio.create_task(circuit.alice.write(bytes(50_000)))
+    await asyncio.sleep(0.05)
+    bucket.change(1 << 30)
+    assert len(await circuit.bob.read_exactly(50_000)) == 50_000
+    await sending
+    circuit.copying.cancel()

@@ -28,6 +28,7 @@ from flare.wire.keys import Identity
 from flare.wire.multiaddr import Multiaddr
 from tests.support.aio import aio, eventually
 from tests.support.quic_nodes import LOOPBACK, QuicNode
+from tests.support.udp_proxy import UdpProxy
 
 
 def limited(**limits: Any) -> Config:
@@ -313,6 +314,18 @@ class TestEnds:
             await far.wait_closed()
             assert isinstance(far.close_reason, ConnectionClosed)
             assert len(got) == 300_000
+
+    @aio
+    async def test_a_peer_that_is_gone_does_not_hold_up_a_close(self) -> None:
+        async with QuicNode(limited(drain=0.1)) as a, QuicNode() as b, UdpProxy(b.port) as proxy:
+            connection = await a.dial(b, Multiaddr(f"/ip4/127.0.0.1/udp/{proxy.port}/quic-v1"))
+            stream = await connection.open_stream("/echo")
+            proxy.drop = True
+            await stream.write(b"never acknowledged")
+            started = asyncio.get_running_loop().time()
+            await connection.close()
+            assert asyncio.get_running_loop().time() - started < Timeouts().close
+            assert connection.close_reason is None
 
     @aio
     async def test_an_abort_ends_streams_on_both_sides(self) -> None:

@@ -92,6 +92,7 @@ include "noise_state.pxi"
 
 cdef class StaticKey:
     cdef void* key
+    cdef void* ctx
     cdef readonly bytes public
     cdef const uint8_t* public_data
     cdef bytes payload
@@ -104,12 +105,16 @@ cdef class StaticKey:
         if len(payload) > MAX_PAYLOAD:
             raise UsageError(f"a payload of {len(payload)} bytes, at most {MAX_PAYLOAD}")
         self.key = new_key(private)
+        self.ctx = derivation(self.key)
+        if self.ctx == NULL:
+            raise MemoryError
         self.public = public_of(self.key)
         self.public_data = <const uint8_t*>PyBytes_AS_STRING(self.public)
         self.payload = payload
 
     def __dealloc__(self):
         if self.key != NULL:
+            crypto.ctx_free(self.ctx)
             crypto.key_free(self.key)
 
 
@@ -135,11 +140,12 @@ cdef class Responder:
     cdef phase at
     cdef failure why
     cdef StaticKey mine
-    cdef void* static_key  # its parts, for code without the GIL
+    cdef void* static_ctx  # its parts, for code without the GIL
     cdef const uint8_t* static_public
     cdef const uint8_t* said
     cdef size_t said_n
     cdef void* ephemeral
+    cdef void* ephemeral_ctx
     cdef symmetric s
     cdef uint8_t remote_ephemeral[KEY]
     cdef uint8_t theirs[KEY]  # static
@@ -157,7 +163,7 @@ cdef class Responder:
     def __cinit__(self, int fd, StaticKey key not None, *, bytes ephemeral=None):
         self.fd = fd
         self.mine = key
-        self.static_key = key.key
+        self.static_ctx = key.ctx
         self.static_public = key.public_data
         self.said = <const uint8_t*>PyBytes_AS_STRING(key.payload)
         self.said_n = PyBytes_GET_SIZE(key.payload)
@@ -173,8 +179,9 @@ cdef class Responder:
 
     cdef void shut(self):
         if self.ephemeral != NULL:
+            crypto.ctx_free(self.ephemeral_ctx)
             crypto.key_free(self.ephemeral)
-            self.ephemeral = NULL
+            self.ephemeral = self.ephemeral_ctx = NULL
         flare_forget(&self.s, sizeof(symmetric))
         flare_forget(self.receiving, KEY)
         flare_forget(self.sending, KEY)
@@ -366,11 +373,13 @@ cdef class Responder:
         message[0] = <uint8_t>(size >> 8)
         message[1] = <uint8_t>size
         message += 2
-        if self.ephemeral == NULL or crypto.get_public(self.ephemeral, message, &n) != 1:
+        if self.ephemeral != NULL:
+            self.ephemeral_ctx = derivation(self.ephemeral)
+        if self.ephemeral_ctx == NULL or crypto.get_public(self.ephemeral, message, &n) != 1:
             self.fail(BACKEND)
             return
         mix_hash(s, message, KEY)
-        if not mix_key(s, self.ephemeral, self.remote_ephemeral):  # ee
+        if not mix_key(s, self.ephemeral_ctx, self.remote_ephemeral):  # ee
             self.fail(SMALL_ORDER)
             return
         message += KEY
@@ -378,7 +387,7 @@ cdef class Responder:
         if not seal(s, message, KEY):
             self.fail(BACKEND)
             return
-        if not mix_key(s, self.static_key, self.remote_ephemeral):  # es
+        if not mix_key(s, self.static_ctx, self.remote_ephemeral):  # es
             self.fail(SMALL_ORDER)
             return
         message += KEY + TAG
@@ -398,7 +407,7 @@ cdef class Responder:
             self.fail(BAD_STATIC)
             return
         memcpy(self.theirs, message, KEY)
-        if not mix_key(s, self.ephemeral, self.theirs):  # se
+        if not mix_key(s, self.ephemeral_ctx, self.theirs):  # se
             self.fail(SMALL_ORDER)
             return
         self.payload_at = 2 + KEY + TAG
@@ -447,10 +456,14 @@ cdef bint self_test():
     cdef bytes private = bytes(range(KEY))
     cdef bytes public
     cdef void* key = new_key(private)
+    cdef void* ctx = derivation(key)
+    if ctx == NULL:
+        crypto.key_free(key)
+        return False
     try:
         expected = _X25519.from_private_bytes(private)
         public = expected.public_key().public_bytes_raw()
-        if public_of(key) != public or not exchange(key, <const uint8_t*>PyBytes_AS_STRING(public), shared):
+        if public_of(key) != public or not exchange(ctx, <const uint8_t*>PyBytes_AS_STRING(public), shared):
             return False
         if shared[:KEY] != expected.exchange(expected.public_key()):
             return False
@@ -459,6 +472,7 @@ cdef bint self_test():
         secret = _hmac.digest(private, public, "sha256")
         return shared[:HASH] == _hmac.digest(secret, chain[:HASH] + b"\x02", "sha256")
     finally:
+        crypto.ctx_free(ctx)
         crypto.key_free(key)
 
 

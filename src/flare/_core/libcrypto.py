@@ -43,7 +43,7 @@ HANDSHAKE = (
     "EVP_PKEY_CTX_new",
     "EVP_PKEY_CTX_free",
     "EVP_PKEY_derive_init",
-    "EVP_PKEY_derive_set_peer",
+    "EVP_PKEY_derive_set_peer_ex",
     "EVP_PKEY_derive",
     "RAND_bytes",
     "ERR_clear_error",

@@ -10,7 +10,7 @@ ctypedef int (*get_raw_fn)(const void*, uint8_t*, size_t*) noexcept nogil
 ctypedef void (*free_fn)(void*) noexcept nogil
 ctypedef void* (*ctx_new_fn)(void*, void*) noexcept nogil
 ctypedef int (*ctx_fn)(void*) noexcept nogil
-ctypedef int (*set_peer_fn)(void*, void*) noexcept nogil
+ctypedef int (*set_peer_fn)(void*, void*, int) noexcept nogil
 ctypedef int (*derive_fn)(void*, uint8_t*, size_t*) noexcept nogil
 ctypedef int (*random_fn)(uint8_t*, int) noexcept nogil
 ctypedef void (*clear_fn)() noexcept nogil
@@ -76,20 +76,26 @@ cdef void hkdf(uint8_t* chain, const uint8_t* material, size_t n, uint8_t* secon
     flare_forget(secret, HASH)
 
 
-cdef bint exchange(void* private, const uint8_t* public, uint8_t* shared) noexcept nogil:
+cdef void* derivation(void* private) noexcept nogil:
+    """What `exchange` needs of a private key, for one exchange or many. NULL: no memory."""
+    cdef void* ctx = crypto.ctx_new(private, NULL)
+    if ctx != NULL and crypto.derive_init(ctx) == 1:
+        return ctx
+    crypto.ctx_free(ctx)
+    return NULL
+
+
+cdef bint exchange(void* ctx, const uint8_t* public, uint8_t* shared) noexcept nogil:
     """X25519. False for a public key of small order (or without memory)."""
     cdef size_t n = KEY
     cdef void* peer = crypto.new_public(EVP_PKEY_X25519, NULL, public, KEY)
-    cdef void* ctx = crypto.ctx_new(private, NULL)
+    # any 32 bytes are a public key: there is nothing to validate
     cdef bint good = (
         peer != NULL
-        and ctx != NULL
-        and crypto.derive_init(ctx) == 1
-        and crypto.set_peer(ctx, peer) == 1
+        and crypto.set_peer(ctx, peer, 0) == 1
         and crypto.derive(ctx, shared, &n) == 1
         and n == KEY
     )
-    crypto.ctx_free(ctx)
     crypto.key_free(peer)
     if not good:
         crypto.clear_errors()  # they would come up in some later call of ssl's
@@ -109,9 +115,10 @@ cdef void mix_hash(symmetric* s, const uint8_t* data, size_t n) noexcept nogil:
     sha256(s.hash, HASH, data, n, NULL, 0, s.hash)
 
 
-cdef bint mix_key(symmetric* s, void* private, const uint8_t* public) noexcept nogil:
+cdef bint mix_key(symmetric* s, void* ctx, const uint8_t* public) noexcept nogil:
+    """Mix the exchange of a private key (its `derivation`) with `public`."""
     cdef uint8_t shared[KEY]
-    cdef bint good = exchange(private, public, shared)
+    cdef bint good = exchange(ctx, public, shared)
     if good:
         hkdf(s.chain, shared, KEY, s.key)
         s.nonce = 0

@@ -32,5 +32,13 @@ class Bucket:
     def waiting(self) -> int:
         """How many ways of splices wait for it now."""
 
+    @property
+    def turn(self) -> int:
+        """Bytes that one of those who share it may send before another has its turn."""
+
+    @property
+    def owed_ns(self) -> int:
+        """Nanoseconds until all that was spent so far is there, by the rate of now."""
+
     def spend(self, n: int) -> int:
         """Take n bytes, there or not; returns how many nanoseconds it takes until they are."""

@@ -403,6 +403,14 @@ cdef class Bucket:
     def waiting(self):
         return load_n(&self.b.waiting)
 
+    @property
+    def turn(self):
+        return bucket_turn(self.b)
+
+    @property
+    def owed_ns(self):
+        return max(load_i(&self.b.spent) - monotonic(), 0) if load_u(&self.b.rate) else 0
+
     def spend(self, uint64_t n):
         cdef int64_t now = monotonic()
         return max(bucket_spend(self.b, n, now) - now, 0)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TextIO
 
+from ..config import SECURITY, Security
 from ..errors import FlareError, UsageError
 from ..wire.keys import Identity
 from ..wire.multiaddr import Multiaddr
@@ -73,6 +74,25 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per line on stdout")
     add_verbose(parser)
+
+
+def add_security(parser: argparse.ArgumentParser) -> None:
+    """`--security`, for commands that make connections."""
+    parser.add_argument(
+        "--security",
+        metavar="NAMES",
+        type=security,
+        default=SECURITY,
+        help="tls, noise, or both in the order to propose them, with a comma between (default: tls,noise)",
+    )
+
+
+def security(text: str) -> tuple[Security, ...]:
+    """An argparse type: names for Config.security."""
+    names = tuple(name for known in text.split(",") for name in SECURITY if name == known)
+    if len(names) != len(text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text} names something else than {' and '.join(SECURITY)}")
+    return names
 
 
 def address(text: str) -> Multiaddr:

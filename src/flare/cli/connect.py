@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from ..config import Config
 from ..errors import FlareError, ProtocolNotSupported
 from ..host import Host
 from ..protocols import echo
@@ -19,6 +20,7 @@ from ..transport.stream import Stream
 from .common import (
     Output,
     add_common,
+    add_security,
     address,
     identity_from,
     run_until_signal,
@@ -48,6 +50,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--timeout", metavar="S", type=seconds, default=30.0, help="seconds for going direct (default 30)"
     )
+    add_security(parser)
     add_common(parser)
     parser.set_defaults(run=run)
 
@@ -57,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     out = Output(args.json, sys.stderr)
 
     async def main(stop: asyncio.Event) -> int:
-        async with Host(identity=identity_from(args.identity)) as host:
+        config = Config(security=args.security)
+        async with Host(identity=identity_from(args.identity), config=config) as host:
             return await unless_stopped(stop, _connect(args, host, out))
 
     return run_until_signal(main, out)

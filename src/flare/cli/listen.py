@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 
+from ..config import Config
 from ..events import (
     ConnectionLost,
     ConnectionOpened,
@@ -18,7 +19,7 @@ from ..events import (
 from ..host import Host
 from ..protocols import echo
 from ..wire.peer_id import PeerId
-from .common import Output, add_common, address, identity_from, run_until_signal
+from .common import Output, add_common, add_security, address, identity_from, run_until_signal
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -40,6 +41,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="multiaddr to listen on (default: any port, QUIC and TCP, IPv4 and IPv6)",
     )
     parser.add_argument("--no-punch", action="store_true", help="stay relayed")
+    add_security(parser)
     add_common(parser)
     parser.set_defaults(run=run)
 
@@ -54,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
             listen=args.listen,
             relays=args.relay,
             punch=not args.no_punch,
+            config=Config(security=args.security),
         ) as host:
             host.handle(echo.PROTOCOL, echo.serve, allow_limited=True)
             addrs = [str(addr) for addr in host.full_addrs]

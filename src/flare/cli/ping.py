@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import time
 
+from ..config import Config
 from ..errors import FlareError, PunchFailed, UsageError
 from ..events import PunchSucceeded
 from ..host import Host
@@ -14,6 +15,7 @@ from ..transport.connection import Connection
 from .common import (
     Output,
     add_common,
+    add_security,
     address,
     identity_from,
     number,
@@ -53,6 +55,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--timeout", metavar="S", type=seconds, default=30.0, help="seconds for going direct (default 30)"
     )
+    add_security(parser)
     add_common(parser)
     parser.set_defaults(run=run)
 
@@ -63,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
 
     async def main(stop: asyncio.Event) -> int:
         # a dialer has no reservation of its own: --relay only adds ways to the peer
-        async with Host(identity=identity_from(args.identity), listen=args.listen) as host:
+        config = Config(security=args.security)
+        async with Host(identity=identity_from(args.identity), listen=args.listen, config=config) as host:
             return await unless_stopped(stop, _ping(args, host, out))
 
     return run_until_signal(main, out)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
+import resource
 import signal
 import socket
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from ..relay_server import RelayServer
 from ..watch.server import DEFAULT_ADDRESS, NO_METRICS, StatusServer
 from ..wire.multiaddr import Multiaddr
 from . import relay_file, units
-from .common import Output, Stop, add_common, address, identity_from, number, run_until_signal
+from .common import Output, Stop, add_common, add_security, address, identity_from, number, run_until_signal
 from .relay_file import FIXED, RelaySettings
 
 DEFAULT_LISTEN = ("/ip4/0.0.0.0/tcp/4001", "/ip6/::/tcp/4001")
@@ -106,6 +108,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="threads that carry circuits, or auto: one for each core that this process may use "
         "(default: 0, the event loop carries them)",
     )
+    add_security(parser)
     add_common(parser)
     parser.set_defaults(run=run)
 
@@ -188,7 +191,7 @@ def run(args: argparse.Namespace) -> int:
                 identity=identity_from(settings.identity),
                 listen=settings.listen or _default_listen(),
                 announce=settings.announce,
-                config=Config(data_threads=settings.threads),
+                config=Config(data_threads=settings.threads, security=args.security),
             )
             host.on_event(lambda event: _show(out, event))
             await serving.enter_async_context(host)
@@ -210,12 +213,22 @@ def run(args: argparse.Namespace) -> int:
                 loop = asyncio.get_running_loop()
                 loop.add_signal_handler(signal.SIGHUP, live.reload)
                 serving.callback(loop.remove_signal_handler, signal.SIGHUP)
+            gc.collect()
+            gc.freeze()  # the collector need not walk through all of the program while peers wait
             await stop.wait()
             if stop.signal is signal.SIGTERM:
                 await live.drain()
         return 0
 
+    _allow_descriptors()
     return run_until_signal(main, out)
+
+
+def _allow_descriptors() -> None:
+    """As many descriptors as this process may ask for: each connection needs one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # some systems allow less than they say
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard >= 0 else max(soft, 1 << 20), hard))
 
 
 class _Live:

@@ -12,8 +12,10 @@ so that neither one stranger nor one data centre can give us an address (identif
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from flare.wire.multiaddr import Multiaddr
@@ -51,6 +53,36 @@ class Observation:
     outbound: bool
 
 
+class _Attestation:
+    """Who saw one listener of ours as one address, counted so that judging it takes no look at each."""
+
+    __slots__ = ("groups", "networks", "trusted")
+
+    def __init__(self) -> None:
+        self.trusted = 0
+        self.networks: Counter[str] = Counter()
+        self.groups: Counter[str] = Counter()
+
+    def count(self, observation: Observation, by: int) -> None:
+        """One observation more, or less."""
+        ip = observation.vantage[0]
+        self.trusted += by * observation.trusted
+        for counter, key in ((self.networks, _network(ip)), (self.groups, group(ip))):
+            counter[key] += by
+            if not counter[key]:
+                del counter[key]
+
+    @property
+    def believed(self) -> bool:
+        """Whether a relay of ours says so, or enough others do."""
+        return self.trusted > 0 or (len(self.networks) >= OBSERVERS and len(self.groups) >= GROUPS)
+
+    @property
+    def weight(self) -> tuple[bool, int]:
+        """Sorts the best attested first."""
+        return not self.trusted, -len(self.networks)
+
+
 @dataclass(frozen=True, slots=True)
 class Mapping:
     """How the NAT maps a port: `kind` is one of MAPPINGS_WORST_FIRST."""
@@ -73,6 +105,10 @@ class ObservedAddresses:
         self._trusted = trusted
         self._on_change = on_change
         self._observations: dict[Connection, Observation] = {}
+        self._outbound: dict[Connection, Observation] = {}  # those of connections that we dialled
+        self._attested: dict[tuple[Listener, Endpoint], _Attestation] = {}
+        self._believed: dict[tuple[Listener, Endpoint], _Attestation] = {}
+        self._listening: tuple[tuple[Multiaddr, ...], frozenset[Listener | None]] = ((), frozenset())
 
     def record(self, connection: Connection, observed: Multiaddr | None) -> bool:
         """Identify on `connection` reported `observed`; returns whether it says anything about a listener."""
@@ -80,15 +116,40 @@ class ObservedAddresses:
         if observation is None:
             return False
         before = self._watched()
+        self._withdraw(connection)
         self._observations[connection] = observation
+        if observation.outbound:
+            self._outbound[connection] = observation
+        self._count(observation, 1)
         self._tell(before)
         return True
 
     def forget(self, connection: Connection) -> None:
         """The connection is closed, and its observation with it."""
         before = self._watched()
-        if self._observations.pop(connection, None) is not None:
+        if self._withdraw(connection):
             self._tell(before)
+
+    def _withdraw(self, connection: Connection) -> bool:
+        observation = self._observations.pop(connection, None)
+        if observation is None:
+            return False
+        self._outbound.pop(connection, None)
+        self._count(observation, -1)
+        return True
+
+    def _count(self, observation: Observation, by: int) -> None:
+        key = observation.listener, observation.seen
+        attestation = self._attested.get(key)
+        if attestation is None:
+            attestation = self._attested[key] = _Attestation()
+        attestation.count(observation, by)
+        if attestation.believed:
+            self._believed[key] = attestation
+            return
+        self._believed.pop(key, None)
+        if not attestation.networks:
+            del self._attested[key]
 
     def _watched(self) -> tuple[Multiaddr, ...]:
         """What `on_change` is told the change of; nothing without one, since it costs a look at all."""
@@ -100,17 +161,12 @@ class ObservedAddresses:
 
     def addrs(self, transport: str = "tcp") -> tuple[Multiaddr, ...]:
         """The believed addresses of our listeners, the best attested first."""
-        attested: dict[Listener, dict[Endpoint, list[Observation]]] = {}
-        for observation in self._observations.values():
-            if observation.listener[1] == transport:
-                attested.setdefault(observation.listener, {}).setdefault(observation.seen, []).append(
-                    observation
-                )
-        believed: list[Endpoint] = []
-        for by_seen in attested.values():
-            ranked = sorted(by_seen.items(), key=lambda item: (_weight(item[1]), item[0]))
-            believed += [seen for seen, observations in ranked if _believed(observations)][:PER_LISTENER]
-        return tuple(Multiaddr.from_socket((ip, port), kind) for ip, kind, port in dict.fromkeys(believed))
+        ranked: dict[Listener, list[tuple[tuple[bool, int], Endpoint]]] = {}
+        for (listener, seen), attestation in self._believed.items():
+            if listener[1] == transport:
+                ranked.setdefault(listener, []).append((attestation.weight, seen))
+        best = [seen for found in ranked.values() for _, seen in sorted(found)[:PER_LISTENER]]
+        return tuple(Multiaddr.from_socket((ip, port), kind) for ip, kind, port in dict.fromkeys(best))
 
     def guesses(self) -> tuple[Multiaddr, ...]:
         """Where a listener that nobody has seen may be: at the IP that one of another transport is seen at,
@@ -136,8 +192,8 @@ class ObservedAddresses:
         """What the observations of connections that we dialled say about the NAT's mapping."""
         by_listener: dict[Listener, dict[Endpoint, Endpoint]] = {}
         local: dict[Listener, set[str]] = {}
-        for connection, observation in self._observations.items():
-            if not observation.outbound or observation.listener[:2] != (version, transport):
+        for connection, observation in self._outbound.items():
+            if observation.listener[:2] != (version, transport):
                 continue
             by_listener.setdefault(observation.listener, {})[observation.vantage] = observation.seen
             local_ip = connection.local_addr.ip if connection.local_addr is not None else None
@@ -159,20 +215,21 @@ class ObservedAddresses:
         vantage = _endpoint(connection.remote_addr)
         if seen is None or local is None or vantage is None or seen[1] != local[1]:
             return None
-        ip = ipaddress.ip_address(seen[0])
-        if (
-            ip.is_unspecified
-            or ip.is_multicast
-            or (ip.is_loopback and not ipaddress.ip_address(local[0]).is_loopback)
-        ):
+        version, useless, loopback = _nature(seen[0])
+        of_local, _, local_loopback = _nature(local[0])
+        if useless or version != of_local or (loopback and not local_loopback):
             return None
-        if ip.version != ipaddress.ip_address(local[0]).version:
-            return None
-        listener = (ip.version, local[1], local[2])
-        if listener not in {_listener(addr) for addr in self._listeners()}:
+        listener = (version, local[1], local[2])
+        if listener not in self._listener_set():
             return None
         peer = connection.remote_peer
         return Observation(peer, vantage, listener, seen, self._trusted(peer), connection.initiator)
+
+    def _listener_set(self) -> frozenset[Listener | None]:
+        addrs = tuple(self._listeners())
+        if addrs != self._listening[0]:
+            self._listening = addrs, frozenset(map(_listener, addrs))
+        return self._listening[1]
 
 
 def _judge_mapping(listener: Listener, seen_by: dict[Endpoint, Endpoint], local_ips: set[str]) -> Mapping:
@@ -207,17 +264,11 @@ def _judge_mapping(listener: Listener, seen_by: dict[Endpoint, Endpoint], local_
     )
 
 
-def _believed(observations: Sequence[Observation]) -> bool:
-    if any(observation.trusted for observation in observations):
-        return True
-    networks = {_network(observation.vantage[0]) for observation in observations}
-    groups = {group(observation.vantage[0]) for observation in observations}
-    return len(networks) >= OBSERVERS and len(groups) >= GROUPS
-
-
-def _weight(observations: Sequence[Observation]) -> tuple[bool, int]:
-    """Sorts the best attested first."""
-    return not any(o.trusted for o in observations), -len({_network(o.vantage[0]) for o in observations})
+@lru_cache(maxsize=1024)
+def _nature(ip: str) -> tuple[int, bool, bool]:
+    """Its version, whether it can be nobody's address, whether it is loopback."""
+    parsed = ipaddress.ip_address(ip)
+    return parsed.version, parsed.is_unspecified or parsed.is_multicast, parsed.is_loopback
 
 
 def _network(ip: str) -> str:
@@ -227,14 +278,13 @@ def _network(ip: str) -> str:
 
 def group(ip: str) -> str:
     """One network's worth of observers: an IPv4 /16, an IPv6 /32."""
-    bits = 16 if ipaddress.ip_address(ip).version == 4 else 32
-    return str(ipaddress.ip_network(f"{ip}/{bits}", strict=False))
+    if ":" not in ip:
+        return ip.rpartition(".")[0].rpartition(".")[0]
+    return str(ipaddress.ip_network(f"{ip}/32", strict=False))
 
 
 def _endpoint(addr: Multiaddr | None) -> Endpoint | None:
-    if addr is None or addr.ip is None or addr.port is None or addr.transport is None:
-        return None
-    return str(addr.ip), addr.transport, addr.port
+    return None if addr is None else addr.endpoint
 
 
 def _listener(addr: Multiaddr) -> Listener | None:

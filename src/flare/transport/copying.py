@@ -20,6 +20,7 @@ from flare.errors import NetworkError, StreamReset
 from flare.transport.stream import CLOSED, Stream
 
 PIECE: Final = 64 * 1024  # bytes read at once
+_LOOK: Final = 1.0  # seconds after which a rate is looked at again
 
 
 @dataclass(slots=True)
@@ -104,13 +105,21 @@ class Copying:
                 self._finish("closed")
 
     async def _send(self, way: _Way, data: bytes) -> None:
-        if not data:
-            return
-        wait = max((bucket.spend(len(data)) for bucket in self._buckets), default=0)
-        if wait:
-            await asyncio.sleep(wait / 1e9)
-        await way.target.write(data)
-        way.carried += len(data)
+        while data:
+            n = min((bucket.turn for bucket in self._buckets), default=len(data))
+            await self._pay(min(n, len(data)))
+            await way.target.write(data[:n])
+            way.carried += len(data[:n])
+            data = data[n:]
+
+    async def _pay(self, n: int) -> None:
+        """Take tokens for n bytes, and wait until they are there; a rate that is raised counts meanwhile."""
+        wait = max((bucket.spend(n) for bucket in self._buckets), default=0)
+        due = time.monotonic_ns() + wait
+        while wait > 0:
+            await asyncio.sleep(min(wait / 1e9, _LOOK))
+            owed = max(bucket.owed_ns for bucket in self._buckets)
+            wait = min(due - time.monotonic_ns(), owed)
 
     def _finish(self, reason: str) -> None:
         if self._reason:

@@ -57,6 +57,7 @@ class QuicSession:
         self._pings: dict[int, tuple[float, Callable[[int | None], object]]] = {}
         self._next_ping = 1
         self._heard = time.monotonic()
+        self._closing_since = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
 
@@ -105,7 +106,7 @@ class QuicSession:
         """What to send; the socket asks when it flushes."""
         if self.closed:
             return []
-        if self.closing and not self._engine.in_flight:
+        if self.closing and (now >= self._drained_at() or not self._engine.in_flight):
             self._engine.close(NO_ERROR, "")
         made = self._engine.datagrams(now)
         if self._blocked:
@@ -134,12 +135,18 @@ class QuicSession:
         engine_at = self._engine.deadline()
         if engine_at is not None and engine_at < at:
             at = engine_at
+        if self.closing:
+            at = min(at, self._drained_at())
         if self._timer is not None:
             if self._timer_at <= at:
                 return  # it looks again then
             self._timer.cancel()
         self._timer_at = at
         self._timer = self._loop.call_later(max(0.0, at - now), self._expired)
+
+    def _drained_at(self) -> float:
+        """When a close stops waiting for a peer that says nothing."""
+        return max(self._heard, self._closing_since) + self._limits.drain
 
     def _expired(self) -> None:
         self._timer = None
@@ -179,6 +186,7 @@ class QuicSession:
         """Take nothing more, send what was taken, and close when the peer has it."""
         if not self.closed and not self.closing:
             self.closing = True
+            self._closing_since = time.monotonic()
             self.flush_soon()
 
     def abort(self, reason: BaseException | str | None = None) -> None:

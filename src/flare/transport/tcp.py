@@ -40,6 +40,7 @@ log = logging.getLogger("flare.transport.tcp")
 
 ACCEPTS_A_TURN: Final = 64  # connections accepted before the loop runs something else
 MISBEHAVED: Final = 16  # newcomers that an address loses when a peer there was cut off
+INTERFACES_FRESH: Final = 1.0  # seconds that the interfaces' addresses are believed to be the same
 ACCEPT_PAUSE: Final = 0.1  # seconds without accepting after accept() failed
 _PORT_TAKEN: Final = frozenset((errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES, errno.EINVAL))
 
@@ -51,15 +52,11 @@ class Listener:
         self._transport = transport
         self.sock = sock
         self.ip, self.port = endpoint(sock.getsockname())
+        self.addr = Multiaddr.from_socket((str(self.ip), self.port))  # that it was bound to
         self._loop = asyncio.get_running_loop()
         self._resume: asyncio.TimerHandle | None = None
         self.closed = False
         self._loop.add_reader(sock, self._accept)
-
-    @property
-    def addr(self) -> Multiaddr:
-        """The address it was bound to."""
-        return Multiaddr(f"/ip{self.ip.version}/{self.ip}/tcp/{self.port}")
 
     @property
     def addrs(self) -> list[Multiaddr]:
@@ -79,7 +76,7 @@ class Listener:
             else:
                 self._loop.remove_reader(self.sock)
             self.sock.close()
-            self._transport.listeners.remove(self)
+            self._transport.forget(self)
 
     def _accept(self) -> None:
         for _ in range(ACCEPTS_A_TURN):
@@ -130,6 +127,7 @@ class TcpTransport:
         self._welcoming: dict[socket.socket, asyncio.Task[None]] = {}
         self.listeners: list[Listener] = []
         self.connections: set[Connection] = set()
+        self._listened: tuple[float, tuple[Multiaddr, ...]] | None = None  # when they were looked at
 
     # Listening
 
@@ -141,12 +139,24 @@ class TcpTransport:
         except OSError as error:
             raise _network_error(f"listening on {addr}", error) from error
         self.listeners.append(listener)
+        self._listened = None
         return listener
 
     @property
     def listen_addrs(self) -> tuple[Multiaddr, ...]:
-        """Where we can be dialled, without the peer at the end; a wildcard is each interface's address."""
-        return tuple(addr for listener in self.listeners for addr in listener.addrs)
+        """Where we can be dialled, without the peer at the end; a wildcard is each interface's address.
+
+        Interfaces are looked at INTERFACES_FRESH seconds apart: this is asked for each connection.
+        """
+        now = self._loop.time()
+        if self._listened is None or now - self._listened[0] > INTERFACES_FRESH:
+            self._listened = now, tuple(addr for listener in self.listeners for addr in listener.addrs)
+        return self._listened[1]
+
+    def forget(self, listener: Listener) -> None:
+        """It listens no more."""
+        self.listeners.remove(listener)
+        self._listened = None
 
     def accepted(self, sock: socket.socket, address: tuple[object, ...]) -> None:
         """A listener accepted `sock` from `address`: to a handshake, or refused by a limit."""

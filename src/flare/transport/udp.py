@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final
@@ -29,6 +30,8 @@ BATCHES_A_TURN: Final = 16  # received before the loop runs something else
 BUFFER: Final = 4 * 1024 * 1024  # bytes in the kernel, each way: bursts wait there while Python is busy
 MAX_PENDING: Final = 4096  # datagrams that wait for room in the socket; more are lost, as on any full link
 RECEIVE_PAUSE: Final = 0.1  # seconds without receiving after an error
+_SNDBUFFORCE: Final = 32  # Linux's, which Python does not name
+_RCVBUFFORCE: Final = 33
 _SHORTEST_LINGER: Final = 0.3
 _LONGEST_LINGER: Final = 3.0
 
@@ -62,8 +65,7 @@ class UdpSocket:
     """
 
     def __init__(self, sock: socket.socket) -> None:
-        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-            sock.setsockopt(socket.SOL_SOCKET, option, BUFFER)
+        _widen(sock)
         self.sock = sock
         self.ip, self.port = endpoint(sock.getsockname())
         self.closed = False
@@ -230,6 +232,15 @@ class UdpSocket:
         self.routes.clear()
         self.tokens.clear()
         self.sock.close()
+
+
+def _widen(sock: socket.socket) -> None:
+    """BUFFER bytes in the kernel where we may have them, else what it allows."""
+    for option, forced in ((socket.SO_RCVBUF, _RCVBUFFORCE), (socket.SO_SNDBUF, _SNDBUFFORCE)):
+        sock.setsockopt(socket.SOL_SOCKET, option, BUFFER)
+        if sys.platform == "linux":
+            with contextlib.suppress(PermissionError):  # needs CAP_NET_ADMIN
+                sock.setsockopt(socket.SOL_SOCKET, forced, BUFFER)
 
 
 def udp_socket(ip: IpAddress, port: int) -> socket.socket:

@@ -148,6 +148,15 @@ class Multiaddr:
         return None
 
     @property
+    def endpoint(self) -> tuple[str, str, int] | None:
+        """Its IP as text, its transport, and its port; None when it lacks any of them."""
+        parts = self._parts
+        if len(parts) == 2 and parts[0][0] is _IP4 and parts[1][0] is _TCP:
+            return ".".join(map(str, parts[0][1])), "tcp", int.from_bytes(parts[1][1], "big")
+        ip, transport, port = self.ip, self.transport, self.port
+        return None if ip is None or transport is None or port is None else (str(ip), transport, port)
+
+    @property
     def transport(self) -> str | None:
         """What carries the connection: p2p-circuit, webrtc, webrtc-direct, webtransport, quic-v1, quic, wss,
         ws, unix, memory, tcp or udp; None when it does not say."""

@@ -52,6 +52,7 @@ async def _pairs(
     accepts: bool = True,
     deaf: bool = False,
     drip: bool = False,
+    twice: bool = False,
 ) -> None:
     """Pairs of a target and a source with circuits between them, and `carry` sent on each."""
 
@@ -75,11 +76,14 @@ async def _pairs(
                     await asyncio.sleep(0.5)
                 if deaf:
                     accepting.cancel()
-                for stream in streams if carry else ():
-                    for at in range(0, len(carry), PIECE):
-                        await client.send(data(stream, carry[at : at + PIECE]))
-                    did["filled"] += 1
-                    await asyncio.sleep(0)
+                # a first window goes on to the target; of what follows half a window has credit, and waits
+                for piece in (carry, carry[: WINDOW_SIZE // 2] if twice else b""):
+                    for stream in streams if piece else ():
+                        for at in range(0, len(piece), PIECE):
+                            await client.send(data(stream, piece[at : at + PIECE]))
+                        did["KiB"] += len(piece) // 1024
+                        await asyncio.sleep(0)
+                    await asyncio.sleep(0.5)
                 async for turn in paced(1):
                     if drip:
                         await client.send(*(data(stream, b"x") for stream in streams))
@@ -113,8 +117,8 @@ ROOM = bytes(WINDOW_SIZE - 1024)
 
 
 async def circuits_without_credit(addr: Multiaddr, did: Counter[str]) -> None:
-    """1,000 circuits of 20 pairs, each filled to its window, whose receivers never give credit."""
-    await _pairs(addr, did, ROOM)
+    """1,000 circuits of 20 pairs, filled to both windows, whose receivers never give credit."""
+    await _pairs(addr, did, ROOM, twice=True)
 
 
 async def circuits_never_read(addr: Multiaddr, did: Counter[str]) -> None:

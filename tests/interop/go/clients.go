@@ -64,7 +64,8 @@ func emitIdentified(h host.Host, remote peer.ID) error {
 	return nil
 }
 
-// runEcho sends random bytes through the target's echo, whatever the path, and compares what comes back.
+// runEcho sends random bytes through the target's echo, whatever the path, and compares what comes back: so many on
+// each of so many streams at once.
 func runEcho(ctx context.Context, target string, opts options) error {
 	ctx, cancel := context.WithTimeout(ctx, opts.timeout)
 	defer cancel()
@@ -73,15 +74,36 @@ func runEcho(ctx context.Context, target string, opts options) error {
 		return err
 	}
 	defer h.Close()
-	stream, err := open(ctx, h, remote, echoProtocol)
-	if err != nil {
-		return err
+	path := ""
+	streams := make([]network.Stream, opts.streams)
+	for i := range streams {
+		if streams[i], err = open(ctx, h, remote, echoProtocol); err != nil {
+			return err
+		}
+		path = pathOf(streams[i].Conn())
 	}
-	start := time.Now()
 	sent := make([]byte, opts.bytes)
 	if _, err := rand.Read(sent); err != nil {
 		return err
 	}
+	start := time.Now()
+	results := make(chan error, len(streams))
+	for _, stream := range streams {
+		go func() { results <- exchange(stream, sent) }()
+	}
+	for range streams {
+		err = errors.Join(err, <-results)
+	}
+	if err != nil {
+		return fmt.Errorf("echo: %w", err)
+	}
+	emit("echoed", map[string]any{
+		"bytes": len(sent), "streams": len(streams), "seconds": time.Since(start).Seconds(), "path": path,
+	})
+	return nil
+}
+
+func exchange(stream network.Stream, sent []byte) error {
 	written := make(chan error, 1)
 	go func() {
 		_, err := stream.Write(sent)
@@ -89,14 +111,11 @@ func runEcho(ctx context.Context, target string, opts options) error {
 	}()
 	received, err := io.ReadAll(stream)
 	if err := errors.Join(err, <-written); err != nil {
-		return fmt.Errorf("echo: %w", err)
+		return err
 	}
 	if !bytes.Equal(sent, received) {
-		return fmt.Errorf("echo: %d bytes sent, %d other bytes received", len(sent), len(received))
+		return fmt.Errorf("%d bytes sent, %d other bytes received", len(sent), len(received))
 	}
-	emit("echoed", map[string]any{
-		"bytes": len(received), "seconds": time.Since(start).Seconds(), "path": pathOf(stream.Conn()),
-	})
 	return nil
 }
 

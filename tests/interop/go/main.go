@@ -20,7 +20,7 @@ const usage = `usage:
   interop-go relay  [--listen ADDR]... [--limits | --no-limits] [--relay-buffer BYTES]
   interop-go listen [--listen ADDR]... [--relay ADDR]... [--punch]
   interop-go ping ADDR [--count N] [--punch] [--listen ADDR]... [--relay ADDR]... [--timeout S]
-  interop-go echo ADDR [--bytes N] [--listen ADDR]... [--relay ADDR]... [--timeout S]
+  interop-go echo ADDR [--bytes N] [--streams N] [--listen ADDR]... [--relay ADDR]... [--timeout S]
 common: [--key ed25519|ecdsa|secp256k1|rsa] [--security tls|noise]
 `
 
@@ -33,6 +33,7 @@ type options struct {
 	punch    bool
 	count    int
 	bytes    int64
+	streams  int
 	timeout  time.Duration
 	key      string
 	security string
@@ -87,7 +88,8 @@ func parse(args []string) (command, target string, opts options, err error) {
 	flags.IntVar(&opts.buffer, "relay-buffer", 0, "relay: copy buffer in bytes (0: as shipped)")
 	flags.BoolVar(&opts.punch, "punch", false, "take part in DCUtR; ping: and wait for a direct connection")
 	flags.IntVar(&opts.count, "count", 1, "pings to send")
-	flags.Int64Var(&opts.bytes, "bytes", 65536, "bytes to echo")
+	flags.Int64Var(&opts.bytes, "bytes", 65536, "bytes to echo on each stream")
+	flags.IntVar(&opts.streams, "streams", 1, "streams to echo on at once")
 	seconds := flags.Float64("timeout", 30, "seconds for the whole command")
 	flags.StringVar(&opts.key, "key", "ed25519", "identity key type")
 	flags.StringVar(&opts.security, "security", "", "tls or noise alone (default: both, as shipped)")

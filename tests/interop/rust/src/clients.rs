@@ -88,7 +88,7 @@ pub async fn echo(options: &Options) -> Result<(), Failure> {
     let (mut swarm, target) = prepare(options).await?;
     swarm.dial(target.clone())?;
     let remote = peer_of(&target)?;
-    let mut control = swarm.behaviour().stream.new_control();
+    let control = swarm.behaviour().stream.new_control();
     let path = loop {
         match swarm.select_next_some().await {
             SwarmEvent::ConnectionEstablished { peer_id, endpoint, .. } if peer_id == remote => {
@@ -99,8 +99,14 @@ pub async fn echo(options: &Options) -> Result<(), Failure> {
         }
     };
     let start = Instant::now();
-    let bytes = options.bytes;
-    let exchange = async move { exchange(control.open_stream(remote, ECHO).await?, bytes).await };
+    let (bytes, streams) = (options.bytes, options.streams);
+    let exchange = async move {
+        futures::future::try_join_all((0..streams).map(|_| {
+            let mut control = control.clone();
+            async move { exchange(control.open_stream(remote, ECHO).await?, bytes).await }
+        }))
+        .await
+    };
     tokio::pin!(exchange);
     loop {
         tokio::select! {
@@ -108,7 +114,7 @@ pub async fn echo(options: &Options) -> Result<(), Failure> {
             done = &mut exchange => {
                 done?;
                 let seconds = start.elapsed().as_secs_f64();
-                emit("echoed", json!({ "bytes": bytes, "seconds": seconds, "path": path }));
+                emit("echoed", json!({ "bytes": bytes, "streams": streams, "seconds": seconds, "path": path }));
                 return Ok(());
             }
         }

@@ -8,7 +8,7 @@ pub const USAGE: &str = "usage:
   interop-rust relay  [--listen ADDR]... [--limits | --no-limits]
   interop-rust listen [--listen ADDR]... [--relay ADDR]... [--punch]
   interop-rust ping ADDR [--count N] [--punch] [--listen ADDR]... [--relay ADDR]... [--timeout S]
-  interop-rust echo ADDR [--bytes N] [--listen ADDR]... [--relay ADDR]... [--timeout S]
+  interop-rust echo ADDR [--bytes N] [--streams N] [--listen ADDR]... [--relay ADDR]... [--timeout S]
 common: [--key ed25519|ecdsa|secp256k1] [--security tls|noise]";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -28,6 +28,7 @@ pub struct Options {
     pub punch: bool,
     pub count: usize,
     pub bytes: usize,
+    pub streams: usize,
     pub timeout: Duration,
     pub key: String,
     pub security: String,
@@ -51,6 +52,7 @@ impl Options {
             punch: false,
             count: 1,
             bytes: 65536,
+            streams: 1,
             timeout: Duration::from_secs(30),
             key: "ed25519".to_owned(),
             security: String::new(),
@@ -67,6 +69,7 @@ impl Options {
                 "--punch" => options.punch = true,
                 "--count" => options.count = value(&flag, args.next())?,
                 "--bytes" => options.bytes = value(&flag, args.next())?,
+                "--streams" => options.streams = value(&flag, args.next())?,
                 "--timeout" => {
                     options.timeout = Duration::try_from_secs_f64(value(&flag, args.next())?)
                         .map_err(|error| format!("--timeout: {error}"))?;
