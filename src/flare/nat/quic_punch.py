@@ -169,6 +169,7 @@ class _Race:
 
     def _heard(self, data: bytes, remote: Address) -> None:
         """Noise: its sender's NAT is open for us there, whatever we were told."""
+        remote = remote[:2]  # without our own address
         if remote not in self._dialled and self._reflexive < REFLEXIVE:
             self._reflexive += 1
             self._dial(remote)
