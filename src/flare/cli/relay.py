@@ -26,7 +26,12 @@ from . import relay_file, units
 from .common import Output, Stop, add_common, add_security, address, identity_from, number, run_until_signal
 from .relay_file import FIXED, RelaySettings
 
-DEFAULT_LISTEN = ("/ip4/0.0.0.0/tcp/4001", "/ip6/::/tcp/4001")
+DEFAULT_LISTEN = (
+    "/ip4/0.0.0.0/udp/4001/quic-v1",
+    "/ip6/::/udp/4001/quic-v1",
+    "/ip4/0.0.0.0/tcp/4001",
+    "/ip6/::/tcp/4001",
+)
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -46,7 +51,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="ADDR",
         type=address,
         action="append",
-        help=f"multiaddr to listen on, may be given again (default: {' and '.join(DEFAULT_LISTEN)})",
+        help=f"multiaddr to listen on, may be given again (default: port 4001, QUIC and TCP, IPv4 and IPv6)",
     )
     parser.add_argument(
         "--announce",
