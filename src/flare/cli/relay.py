@@ -51,7 +51,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="ADDR",
         type=address,
         action="append",
-        help=f"multiaddr to listen on, may be given again (default: port 4001, QUIC and TCP, IPv4 and IPv6)",
+        help="multiaddr to listen on, may be given again (default: port 4001, QUIC and TCP, IPv4 and IPv6)",
     )
     parser.add_argument(
         "--announce",
