@@ -79,7 +79,7 @@ interop: .stamps/test
 	FLARE_INTEROP_TABLE=docs/interop.md $(PY) -m pytest -q -m interop --timeout 1800 tests/interop $(ARGS)
 
 bench: .stamps/test
-	$(PY) -m benchmarks.relay --congestion reno $(ARGS)
+	$(PY) -m benchmarks.relay --congestion reno --json docs/bench.json --publish $(ARGS)
 
 bench-quick: .stamps/test
 	$(PY) -m benchmarks.relay --congestion reno --quick $(ARGS)

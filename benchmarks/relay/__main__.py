@@ -1,8 +1,9 @@
 """What relaying costs: flare beside go-, rust-, js- and py-libp2p and the C limit, limits off, in one run.
 
     python -m benchmarks.relay [--parts bytes,many,latency,connections,cores] [--relays climit,flare,go,...]
-                               [--quick] [--runs 3] [--seconds 0.8] [--warmup 0.4] [--message 1024,16384,...]
-                               [--security noise,tls] [--congestion reno] [--realtime] [--json FILE]
+                               [--message 1024,16384,...] [--security noise,tls] [--circuits 1000]
+                               [--quick] [--runs 3] [--seconds 0.8] [--warmup 0.4] [--congestion reno]
+                               [--realtime] [--json FILE] [--publish]
 
 Each relay runs as a process of its own pinned to one core, the load on another; runs are interleaved, and
 the tables give medians with their range. CPU time is the relay's process's, user and system, as the kernel
@@ -23,10 +24,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.relay import relays
+from benchmarks.relay import relays, report
 from benchmarks.relay.parts import PARTS, Plan
 from benchmarks.relay.results import Observation, Results
-from benchmarks.relay.tables import Writer, named
+from benchmarks.relay.tables import named
 from flare._core import aead
 
 INSIDE = "FLARE_BENCH_NETWORK"  # set in the network namespace that --congestion makes
@@ -34,7 +35,7 @@ CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 QUICK = Plan(
     relays=("climit", "flare", "go", "rust"),
     messages=(1024, 16384),
-    circuits=200,
+    circuits=(200,),
     connections=(1000,),
     idle=0.0,
     seconds=0.5,
@@ -55,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--relays", type=words, help=f"which of {', '.join(relays.ALL)}")
     made.add_argument("--message", type=words, metavar="BYTES,...", help="sizes of the bytes part")
     made.add_argument("--security", type=words, help="noise,tls: of the bytes part")
-    made.add_argument("--circuits", type=int, help="of the many part")
+    made.add_argument("--circuits", type=words, metavar="N,...", help="of the many part, growing")
     made.add_argument("--runs", type=int)
     made.add_argument("--seconds", type=float, help="each measurement takes")
     made.add_argument("--warmup", type=float, help="before it")
@@ -65,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--congestion", metavar="NAME", help="TCP's, in a network namespace of our own")
     made.add_argument("--realtime", action="store_true", help="let nothing else run meanwhile (root)")
     made.add_argument("--json", type=Path, metavar="FILE", help="keep every observation")
+    made.add_argument("--publish", action="store_true", help="rewrite the documents' tables and the chart")
     return made
 
 
@@ -77,7 +79,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
         relays=args.relays or base.relays,
         security=args.security or base.security,
         messages=messages,
-        circuits=args.circuits or base.circuits,
+        circuits=tuple(map(int, args.circuits)) if args.circuits else base.circuits,
         seconds=args.seconds or base.seconds,
         warmup=base.warmup if args.warmup is None else args.warmup,
         runs=args.runs or base.runs,
@@ -125,7 +127,7 @@ def about(plan: Plan, seconds: float) -> dict[str, object]:
         "when": time.strftime("%Y-%m-%d", time.gmtime()),
         "processor": processor,
         "cores": len(relays.cores()),
-        "kernel": platform.release(),
+        "kernel": ".".join(platform.release().split(".")[:2]),
         "python": platform.python_version(),
         "libcrypto": ssl.OPENSSL_VERSION,
         "records": aead.backend(),
@@ -152,6 +154,7 @@ def main() -> int:
     """Run everything, print the tables."""
     args = parser().parse_args()
     plan = plan_of(args)
+    relays.prepare(plan.relays)
     if args.congestion and INSIDE not in os.environ:
         return isolated(args.congestion)
     if args.realtime:
@@ -162,8 +165,9 @@ def main() -> int:
     results = Results(about(plan, time.monotonic() - start), tuple(seen))
     if args.json:
         results.save(args.json)
-    for part, text in Writer(results).written().items():
-        print(f"\n## {part}\n\n{text}")
+    print(report.shown(results))
+    if args.publish:
+        report.publish(results)
     return 0
 
 

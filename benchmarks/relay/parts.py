@@ -13,6 +13,7 @@ from tests.interop.build import BuildFailed
 from benchmarks.relay import connections, load, relays
 from benchmarks.relay.load import Measured
 from benchmarks.relay.results import Observation, jain, percentile
+from flare.config import Security
 from flare.errors import FlareError
 
 MANY_MESSAGE = 1024
@@ -37,9 +38,9 @@ class Plan:
     """How long, how often, and of what."""
 
     relays: tuple[str, ...] = relays.ALL
-    security: tuple[str, ...] = ("noise", "tls")
+    security: tuple[Security, ...] = ("noise", "tls")
     messages: tuple[int, ...] = (1024, 4096, 16384, 65536)
-    circuits: int = 1000
+    circuits: tuple[int, ...] = (10, 100, 1000)  # growing
     threads: tuple[int, ...] = (1, 2)
     connections: tuple[int, ...] = (1000, 10_000)
     idle: float = 35.0  # seconds that idle connections are watched, in the first run
@@ -79,7 +80,7 @@ def bytes_jobs(plan: Plan) -> Iterator[Job]:
                 yield Job("bytes", relay, (f"{security}/{size}",), work)
 
 
-def _one_circuit(relay: str, security: str, size: int, plan: Plan, _: int) -> list[Values]:
+def _one_circuit(relay: str, security: Security, size: int, plan: Plan, _: int) -> list[Values]:
     with relays.running(relay, security) as server:
         return [_bulk(server, size, plan)]
 
@@ -109,15 +110,27 @@ def _bulk(
 
 
 def many_jobs(plan: Plan) -> Iterator[Job]:
-    """Many circuits of small messages, each circuit and each of its ends with connections of their own."""
-    for relay in plan.relays:
-        cases = [f"{plan.circuits}/{cap}" for cap in CAPS]
-        yield Job("many", relay, cases, functools.partial(_many_circuits, relay, plan))
+    """Many circuits of small messages, each circuit and each of its ends with connections of their own.
+
+    How the cost grows, with fewer circuits too, is shown for flare and the C limit.
+    """
+    *fewer, most = plan.circuits
+    for count in fewer:
+        for relay in plan.relays:
+            if relay in (relays.LIMIT, relays.FLARE):
+                yield _many_job(relay, count, plan)
+    for relay in _without_buffers(plan):
+        yield _many_job(relay, most, plan)
 
 
-def _many_circuits(relay: str, plan: Plan, _: int) -> list[Values]:
-    with relays.running(relay, pairs=plan.circuits) as server:
-        bulk = server.circuits(plan.circuits)
+def _many_job(relay: str, count: int, plan: Plan) -> Job:
+    cases = [f"{count}/{cap}" for cap in CAPS]
+    return Job("many", relay, cases, functools.partial(_many_circuits, relay, count, plan))
+
+
+def _many_circuits(relay: str, count: int, plan: Plan, _: int) -> list[Values]:
+    with relays.running(relay, pairs=count) as server:
+        bulk = server.circuits(count)
         limits = (plan.warmup, plan.seconds, relays.pinned(1), CAPS)
         return [_many(got) for got in load.drive(bulk, (), server.pid, MANY_MESSAGE, *limits)]
 
@@ -134,7 +147,7 @@ def _many(got: Measured) -> Values:
 def latency_jobs(plan: Plan) -> Iterator[Job]:
     """A ping-pong circuit beside bulk circuits that saturate the relay, and beside none."""
     for count in BESIDE:
-        for relay in plan.relays:
+        for relay in _without_buffers(plan):
             yield Job("latency", relay, (f"{count} bulk",), functools.partial(_beside, relay, count, plan))
 
 
@@ -158,10 +171,15 @@ def _latency(got: Measured) -> Values:
     }
 
 
+def _without_buffers(plan: Plan) -> list[str]:
+    """What another copy buffer changes, the bytes part shows."""
+    return [relay for relay in plan.relays if relay != relays.GO_BUFFERED]
+
+
 def connections_jobs(plan: Plan) -> Iterator[Job]:
     """Handshakes, and what connections with a reservation cost that do nothing (connections.py)."""
-    for relay in plan.relays:
-        if relay in (relays.LIMIT, "go-16k"):
+    for relay in _without_buffers(plan):
+        if relay == relays.LIMIT:
             continue
         # At a hundred handshakes a second the slow ones would take all the time there is.
         counts = plan.connections[:1] if relay in relays.SLOW else plan.connections

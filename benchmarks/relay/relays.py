@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import resource
@@ -21,16 +22,17 @@ from tests.interop import build
 from benchmarks.relay import circuits
 from benchmarks.relay.circuits import Circuit
 from benchmarks.relay.compiled import compiled
+from flare.config import Security
 from flare.version import __version__
 from flare.wire.multiaddr import Multiaddr
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 START_TIMEOUT = 60.0  # seconds; a py-libp2p relay imports for several
 LISTEN = ("--listen", "/ip4/127.0.0.1/tcp/0", "--no-limits")
-LIMIT, FLARE = "climit", "flare"
-ALL = (LIMIT, FLARE, "go", "go-16k", "rust", "js", "py")
+LIMIT, FLARE, GO_BUFFERED = "climit", "flare", "go-16k"
+ALL = (LIMIT, FLARE, "go", GO_BUFFERED, "rust", "js", "py")
 SLOW = ("js", "py")
-NAMES = {LIMIT: "C limit", "go-16k": "go, 16 KiB buffer"}
+NAMES = {LIMIT: "C limit", GO_BUFFERED: "go, 16 KiB buffer"}
 LIMIT_RECORDS = {
     "noise": "noise",
     "tls": "tls-aes128",
@@ -42,11 +44,21 @@ def command(relay: str, security: str = "noise", threads: int = 0) -> list[str]:
     if relay == FLARE:
         more = ["--threads", str(threads)] if threads else []
         return [sys.executable, "-m", "flare", "relay", *LISTEN, *more, "--json"]
-    more = ["--relay-buffer", "16384"] if relay == "go-16k" else []
+    more = ["--relay-buffer", "16384"] if relay == GO_BUFFERED else []
     kind = relay.partition("-")[0]
     if security != "noise":
         more += ["--security", security]
     return [*build.program(kind), "relay", *LISTEN, *more]
+
+
+def prepare(chosen: Sequence[str]) -> None:
+    """Compile and build all that is needed, while there is a network; what fails is seen in its turn."""
+    for name in ("load", "c_limit", "clients"):
+        compiled(name)
+    for relay in chosen:
+        with contextlib.suppress(build.BuildFailed):
+            if relay != LIMIT:
+                command(relay)
 
 
 def version(relay: str) -> str:
@@ -80,7 +92,7 @@ class Running:
 
     pid: int
     address: Multiaddr | None
-    security: str
+    security: Security
     port: int = 0
     keys: Sequence[bytes] = ()
 
@@ -93,7 +105,7 @@ class Running:
 
 @contextmanager
 def running(
-    relay: str, security: str = "noise", *, pairs: int = 1, threads: int = 0, core: int | None = 0
+    relay: str, security: Security = "noise", *, pairs: int = 1, threads: int = 0, core: int | None = 0
 ) -> Iterator[Running]:
     """Start a relay, on one core unless `core` is None. `pairs`: how many circuits the C limit will join."""
     keys: list[bytes] = []
@@ -122,7 +134,7 @@ def running(
             _end(server)
 
 
-def _running(line: bytes, pid: int, security: str, keys: Sequence[bytes]) -> Running:
+def _running(line: bytes, pid: int, security: Security, keys: Sequence[bytes]) -> Running:
     if keys:
         return Running(pid, None, security, int(line), keys)
     said = json.loads(line)

@@ -13,10 +13,13 @@ import struct
 from dataclasses import dataclass, field
 from typing import Final, Self
 
-from flare.config import Timeouts
+from benchmarks.relay.keys import OpenRecords
+from flare._core.records import TlsRecords
+from flare.config import Security, Timeouts
 from flare.transport import multistream
 from flare.transport.channel import BufferedChannel, SocketChannel
-from flare.transport.upgrade import RecordChannel, upgrade
+from flare.transport.noise import RecordSecrets
+from flare.transport.upgrade import RecordChannel, TlsChannel, upgrade
 from flare.wire.keys import Identity
 from flare.wire.multiaddr import Multiaddr
 
@@ -69,10 +72,11 @@ class YamuxStream(BufferedChannel):
 class Session:
     """A connection to `peer`, made by us."""
 
-    format = "noise"  # of its records, as records.h calls them
-
-    def __init__(self, sock: socket.socket, lower: SocketChannel, records: RecordChannel) -> None:
+    def __init__(
+        self, sock: socket.socket, lower: SocketChannel, records: RecordChannel | TlsChannel, format: str
+    ) -> None:
         self.peer = lower.peer
+        self.format = format  # of its records, as records.h calls it
         self._sock = sock
         self._lower = lower
         self._records = records
@@ -81,18 +85,27 @@ class Session:
         self._next = 1
 
     @classmethod
-    async def dial(cls, addr: Multiaddr, identity: Identity, security: str = "noise") -> Self:
-        """Connect and upgrade, with `security` and nothing else."""
+    async def dial(cls, addr: Multiaddr, identity: Identity, security: Security = "noise") -> Self:
+        """Connect and upgrade, with `security` and nothing else; TLS within keys.told()."""
         loop = asyncio.get_running_loop()
         sock = socket.create_connection((str(addr.ip), addr.port or 0))
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         lower = SocketChannel(loop, sock, addr.peer_id)
         upgraded = await upgrade(
-            lower, identity, initiator=True, expected_peer=addr.peer_id, timeouts=Timeouts()
+            lower,
+            identity,
+            initiator=True,
+            expected_peer=addr.peer_id,
+            timeouts=Timeouts(),
+            security=(security,),
         )
         again = Resumed(loop, sock, addr.peer_id, upgraded.leftover)
-        return cls(sock, again, RecordChannel(again, upgraded.records))
+        records = upgraded.records
+        if isinstance(records, TlsRecords):
+            assert isinstance(records, OpenRecords)
+            return cls(sock, again, TlsChannel(again, records), records.format)
+        return cls(sock, again, RecordChannel(again, records), "noise")
 
     def arrived(self, number: int) -> bytes:
         """Take what came on a stream."""
@@ -153,8 +166,10 @@ class Session:
 
     def hand_over(self, stream: YamuxStream) -> End:
         """Everything as it stands, for whoever goes on from here and closes the descriptor."""
+        records: RecordSecrets | TlsRecords
         records, again = self._records.hand_over()
         rest = again + self._lower.leftover()
+        assert isinstance(records, RecordSecrets | OpenRecords)
         keys = (records.send_key, records.recv_key, records.send_nonce, records.recv_nonce)
         return End(self._sock.detach(), *keys, stream.number, stream.window, rest)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from benchmarks.relay import relays
 from benchmarks.relay.results import Results, Spread
 
+PEERS = {"go": "go-libp2p", "rust": "rust-libp2p", "js": "js-libp2p", "py": "py-libp2p"}
 SIZES = {"1024": "1 KiB", "4096": "4 KiB", "16384": "16 KiB", "65536": "64 KiB"}
 
 
@@ -102,15 +103,19 @@ class Writer:
         )
 
     def many(self) -> str:
-        """Messages per second, what one costs, fairness."""
+        """Messages per second, what one costs, fairness: of everybody; then how flare's cost grows."""
         parts = []
-        for case in self.results.cases("many"):
+        cases = self.results.cases("many")
+        most = max((int(case.partition("/")[0]) for case in cases), default=0)
+        for case in cases:
             circuits, _, cap = case.partition("/")
+            if int(circuits) < most:
+                continue
             rows = [
                 (
                     named(relay),
                     self.cell("many", case, relay, "messages_per_s"),
-                    self.cell("many", case, relay, "cpu_us_per_message", relays.LIMIT),
+                    self._per_message(case, relay),
                     self.cell("many", case, relay, "jain"),
                     self.cell("many", case, relay, "busy"),
                 )
@@ -121,7 +126,22 @@ class Writer:
             parts.append(
                 f"{int(circuits):,} circuits, {under_way} of 1 KiB under way on each:\n\n" + table(head, rows)
             )
+        if len(cases) > len({case.partition("/")[2] for case in cases}):
+            parts.append("CPU us per message as circuits become more:\n\n" + self._growth(cases))
         return self._with_notes(parts)
+
+    def _growth(self, cases: Sequence[str]) -> str:
+        counts = dict.fromkeys(case.partition("/")[0] for case in cases)
+        caps = dict.fromkeys(case.partition("/")[2] for case in cases)
+        columns = [(cap, relay) for cap in caps for relay in (relays.LIMIT, relays.FLARE)]
+        rows = [
+            (f"{int(count):,}", *(self._per_message(f"{count}/{cap}", relay) for cap, relay in columns))
+            for count in counts
+        ]
+        return table(("circuits", *(f"{named(relay)}, {cap} under way" for cap, relay in columns)), rows)
+
+    def _per_message(self, case: str, relay: str) -> str:
+        return self.cell("many", case, relay, "cpu_us_per_message", relays.LIMIT)
 
     def latency(self) -> str:
         """Round trips of the small circuit."""
