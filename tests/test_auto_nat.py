@@ -9,7 +9,7 @@ import flare
 from flare.events import AddressReachability, ReachabilityChanged
 from flare.nat.behaviour import Mapping
 from flare.nat.reachability import Reachable
-from flare.protocols.autonat import DIAL_PROTOCOL, V1_PROTOCOL, v1_client
+from flare.protocols.autonat import DIAL_BACK_PROTOCOL, DIAL_PROTOCOL, V1_PROTOCOL, v1_client
 from flare.wire.multiaddr import Multiaddr
 from tests.support.aio import aio
 from tests.support.loopback import Seen, host
@@ -90,3 +90,14 @@ async def test_it_takes_its_protocols_away_again() -> None:
         assert not {DIAL_PROTOCOL, V1_PROTOCOL} & set(server.handlers.protocols)
         async with flare.AutoNat(server, serve=False):
             assert not {DIAL_PROTOCOL, V1_PROTOCOL} & set(server.handlers.protocols)
+
+
+@aio
+async def test_it_may_serve_and_ask_nothing() -> None:
+    async with node(2) as server, node(3) as client:
+        async with flare.AutoNat(server, look=False):
+            assert DIAL_PROTOCOL in server.handlers.protocols
+            assert DIAL_BACK_PROTOCOL not in server.handlers.protocols
+            connection = await client.connect(server.full_addrs[0])
+            assert (await v1_client.ask(connection, client.addrs)).reachable is True
+        assert DIAL_PROTOCOL not in server.handlers.protocols

@@ -46,7 +46,7 @@ AT_ONCE: Final = 4  # servers asked at the same time
 class AutoNat:
     """Reachability for a host: `async with AutoNat(host) as nat`, then `nat.reachability`, `nat.behaviour`.
 
-    `serve` also dials others back, within `limits`. Servers are the connected peers that speak AutoNAT v2;
+    `serve` also dials others back, within `limits`; `look` False does only that. Servers are the connected peers that speak AutoNAT v2;
     those of the host's own configuration are believed at once (flare.nat.reachability).
     """
 
@@ -55,6 +55,7 @@ class AutoNat:
         host: Host,
         *,
         serve: bool = True,
+        look: bool = True,
         limits: DialBackLimits | None = None,
         weighing: Weighing | None = None,
         is_public: Callable[[Multiaddr], bool] | None = None,
@@ -63,6 +64,7 @@ class AutoNat:
         self.reachability = Reachability(weighing=weighing, on_change=self._changed)
         self.behaviour = Behaviour()
         self._serve = serve
+        self._looks = look
         self._limits = limits or DialBackLimits()
         self._is_public = is_public or host.is_public
         self._client = DialBackClient(timeouts=host.config.timeouts)
@@ -77,14 +79,14 @@ class AutoNat:
         self._dialler: TcpTransport | None = None
 
     async def __aenter__(self) -> Self:
-        if self._task is not None:
+        if self._task is not None or self._dialler is not None:
             raise UsageError("this AutoNat is running already")
-        handle = self.host.handle
-        handle(DIAL_BACK_PROTOCOL, self._client.serve)
         if self._serve:
             self._start_server()
-        self._unsubscribe = self.host.on_event(self._hear)
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="autonat")
+        if self._looks:
+            self.host.handle(DIAL_BACK_PROTOCOL, self._client.serve)
+            self._unsubscribe = self.host.on_event(self._hear)
+            self._task = asyncio.get_running_loop().create_task(self._run(), name="autonat")
         return self
 
     async def __aexit__(
@@ -98,7 +100,8 @@ class AutoNat:
                 await self._task
             self._task = None
         await self._tasks.cancel()
-        self.host.unhandle(DIAL_BACK_PROTOCOL)
+        if self._looks:
+            self.host.unhandle(DIAL_BACK_PROTOCOL)
         if self._dialler is not None:
             self.host.unhandle(DIAL_PROTOCOL)
             self.host.unhandle(V1_PROTOCOL)

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..auto_nat import AutoNat
 from ..config import Config, RelayLimits
 from ..errors import FlareError, UsageError
 from ..events import CircuitClosed, CircuitOpened, Event, ReservationMade
@@ -113,6 +114,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="threads that carry circuits, or auto: one for each core that this process may use "
         "(default: 0, the event loop carries them)",
     )
+    parser.add_argument(
+        "--autonat",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="dial peers back that ask whether they can be reached, some dozen times a minute (default: yes)",
+    )
     add_security(parser)
     add_common(parser)
     parser.set_defaults(run=run)
@@ -166,6 +173,7 @@ def settings_from(args: argparse.Namespace) -> RelaySettings:
             ("announce", args.announce and tuple(args.announce)),
             ("identity", args.identity),
             ("threads", args.threads),
+            ("autonat", args.autonat),
             ("status", args.status),
             ("drain_timeout", args.drain_timeout),
         )
@@ -204,6 +212,8 @@ def run(args: argparse.Namespace) -> int:
                 host, settings.limits, acl=_access(settings), unlimited=PeerList(settings.unlimited)
             )
             await serving.enter_async_context(relay)
+            if settings.autonat:
+                await serving.enter_async_context(AutoNat(host, look=False))
             addrs = [str(addr) for addr in host.full_addrs]
             out.fact(
                 "listening",

@@ -27,6 +27,7 @@ class RelaySettings:
     announce: tuple[Multiaddr, ...] = ()
     identity: Path | None = None
     threads: int = 0
+    autonat: bool = True
     status: str | None = None
     drain_timeout: float | None = None  # None: Timeouts.relay_drain
     limits: RelayLimits = field(default_factory=RelayLimits)
@@ -36,7 +37,7 @@ class RelaySettings:
 
 
 # What only a new start of the command changes.
-FIXED: Final = ("listen", "announce", "identity", "threads", "status")
+FIXED: Final = ("listen", "announce", "identity", "threads", "autonat", "status")
 
 
 def _count(least: int, most: int, *, none: bool = False) -> Callable[[object], int]:
@@ -50,6 +51,12 @@ def _count(least: int, most: int, *, none: bool = False) -> Callable[[object], i
         return value
 
     return convert
+
+
+def _yes_or_no(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError(f"{value!r} is neither true nor false")
+    return value
 
 
 def patience(value: object) -> float:
@@ -105,6 +112,7 @@ KEYS: Final[Mapping[str, tuple[str, Callable[[Any], object]]]] = {
     "announce": ("announce", _addresses),
     "identity": ("identity", lambda value: Path(_text(value))),
     "threads": ("threads", threads),
+    "autonat": ("autonat", _yes_or_no),
     "drain_timeout": ("drain_timeout", patience),
     "status.listen": ("status", _text),
     "reservations.lifetime": ("limits.reservation_ttl", _lifetime),
