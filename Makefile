@@ -65,9 +65,9 @@ lab: .stamps/test
 	@command -v nft >/dev/null || { echo "make lab compares with the kernel's NAT and needs nft (Debian: apt install nftables)"; exit 1; }
 	@test "$$(id -u)" = 0 || { echo "make lab makes network namespaces and needs root"; exit 1; }
 	$(PY) -m pytest -q -m "lab and not interop" --timeout 900 $(ARGS)
-	$(PY) -m flare lab matrix --nat both --expect
-	$(PY) -m flare lab matrix --transport quic --nat user --expect
-	$(PY) -m flare lab matrix --transport any --nat kernel --expect none addr port port-rst sym
+	$(PY) -m flare lab matrix --nat both --expect --jobs 3
+	$(PY) -m flare lab matrix --transport quic --nat user --expect --jobs 3
+	$(PY) -m flare lab matrix --transport any --nat kernel --expect --jobs 3 none addr port port-rst sym
 
 abuse: .stamps/test
 	@test "$$(id -u)" = 0 || { echo "make abuse makes a network namespace and needs root"; exit 1; }

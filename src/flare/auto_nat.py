@@ -46,8 +46,9 @@ AT_ONCE: Final = 4  # servers asked at the same time
 class AutoNat:
     """Reachability for a host: `async with AutoNat(host) as nat`, then `nat.reachability`, `nat.behaviour`.
 
-    `serve` also dials others back, within `limits`; `look` False does only that. Servers are the connected peers that speak AutoNAT v2;
-    those of the host's own configuration are believed at once (flare.nat.reachability).
+    `serve` also dials others back, within `limits`; `look` False does only that. Servers are the connected
+    peers that speak AutoNAT v2; those of the host's own configuration are believed at once
+    (flare.nat.reachability).
     """
 
     def __init__(

@@ -19,6 +19,8 @@ from flare.lab.namespace import become_able
 from flare.lab.narrate import Narrator
 from flare.lab.trace import Capture, Tracer
 
+MAX_JOBS = 16
+
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its own subcommands."""
@@ -70,6 +72,7 @@ def add_subcommands(parser: argparse.ArgumentParser) -> None:
         "--skew-ms", type=_numbers, default=(0.0,), metavar="MS,...", help="skews to try (default: 0)"
     )
     many.add_argument("--nat", choices=("user", "kernel", "both"), default="user", help="make of the NATs")
+    many.add_argument("--jobs", type=_jobs, default=1, metavar="N", help="meetings at once (default: 1)")
     many.add_argument(
         "--expect", action="store_true", help="exit code 1 when a pair comes out as it must not"
     )
@@ -99,6 +102,13 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peer-b", metavar="CMD", default=meeting.LISTENER, help=template.format("listener"))
     parser.add_argument("--peer-relay", metavar="CMD", default=meeting.RELAY, help=template.format("relay"))
     parser.add_argument("--json", action="store_true", help="one JSON object per line on stdout")
+
+
+def _jobs(text: str) -> int:
+    jobs = int(text)
+    if not 1 <= jobs <= MAX_JOBS:
+        raise argparse.ArgumentTypeError(f"1 to {MAX_JOBS} meetings at once")
+    return jobs
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -202,7 +212,7 @@ def _matrix(args: argparse.Namespace) -> int:
     for make in makes:
         base = _plan(args, kinds[0], kinds[0], make, 0.0)
         skews = [ms / 1000 for ms in args.skew_ms]
-        cells += list(matrix.fill(matrix.plans(base, kinds, kinds, skews), args.runs, show))
+        cells += list(matrix.fill(matrix.plans(base, kinds, kinds, skews), args.runs, show, args.jobs))
     if not args.json:
         _say(matrix.table(cells, kinds, kinds))
     wrong = [cell for cell in cells if not cell.right]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing.pool import Pool
 
 from flare.lab.expect import expected
 from flare.lab.meeting import LabFailed, Plan, Result, meet
@@ -43,19 +46,39 @@ def plans(base: Plan, rows: Iterable[str], columns: Sequence[str], skews: Sequen
                 yield replace(base, a=a, b=b, skew=skew)
 
 
-def fill(all_plans: Iterable[Plan], runs: int, on_result: Callable[[Result], None]) -> Iterator[Cell]:
-    """Run each plan `runs` times with seeds of its own; what cannot even start counts as failed."""
-    for plan in all_plans:
-        results = []
-        for run in range(runs):
-            seeded = replace(plan, seed=plan.seed + run)
-            try:
-                result = meet(seeded)
-            except LabFailed as error:
-                result = Result(seeded, "failed", "", 0.0, None, str(error))
-            on_result(result)
-            results.append(result)
-        yield Cell(plan, tuple(results))
+def fill(
+    all_plans: Iterable[Plan], runs: int, on_result: Callable[[Result], None], jobs: int = 1
+) -> Iterator[Cell]:
+    """Run each plan `runs` times with seeds of its own; what cannot even start counts as failed.
+
+    `jobs` meetings are held at once, each in a process of its own: most of their time is spent waiting.
+    """
+    wanted = list(all_plans)
+    seeded = [replace(plan, seed=plan.seed + run) for plan in wanted for run in range(runs)]
+    with contextlib.ExitStack() as stack:
+        coming: Iterator[Result] = map(attempt, seeded)
+        pool: Pool | None = None
+        if jobs > 1:
+            # fork: this process has one thread, and a worker needs its user namespace
+            pool = stack.enter_context(multiprocessing.get_context("fork").Pool(jobs))
+            coming = pool.imap(attempt, seeded)
+            pool.close()
+        for plan in wanted:
+            results = []
+            for _ in range(runs):
+                results.append(next(coming))
+                on_result(results[-1])
+            yield Cell(plan, tuple(results))
+        if pool is not None:
+            pool.join()  # else leaving ends it by signal
+
+
+def attempt(plan: Plan) -> Result:
+    """One meeting, whatever becomes of it."""
+    try:
+        return meet(plan)
+    except LabFailed as error:
+        return Result(plan, "failed", "", 0.0, None, str(error))
 
 
 def table(cells: Sequence[Cell], rows: Sequence[str], columns: Sequence[str]) -> str:
