@@ -16,6 +16,7 @@ import pytest
 from aioquic import tls
 from aioquic._buffer import Buffer
 from aioquic.quic import connection as quic_connection
+from aioquic.quic import recovery
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import Limit, QuicConnection
 from aioquic.quic.stream import QuicStream
@@ -54,6 +55,7 @@ ATTRIBUTES = [
     ("connection", "_logger", quic_connection.QuicConnectionAdapter),
     ("connection._loss", "_logger", quic_connection.QuicConnectionAdapter),
     ("connection._loss", "_rtt_smoothed", float),
+    ("connection._loss", "_pacer", recovery.QuicPacketPacer),
     ("connection.tls", "_request_client_certificate", bool),
     ("connection.tls", "_peer_certificate", type(None)),
     ("sender", "_buffer_stop", int),

@@ -1,11 +1,12 @@
 """The QUIC engine that is there: aioquic, with what libp2p needs and its public names do not offer.
 
 The private names that are used are listed in tests/transport/test_quic_aioquic.py, with what is expected of
-each: it fails with an aioquic that has changed one. They serve four ends:
+each: it fails with an aioquic that has changed one. They serve five ends:
 - certificates are demanded of clients, and both sides' are judged within the handshake;
 - stateless reset tokens outlive the process;
 - windows open as bytes are read, where aioquic opens them as bytes come;
-- it is known how much is unsent and unacknowledged, and why a connection ended.
+- it is known how much is unsent and unacknowledged, and why a connection ended;
+- a program that wakes up late sends what it missed (transport/quic_pacing.py).
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ from flare.errors import (
 )
 from flare.transport import certificate
 from flare.transport.quic_engine import ALPN, NO_ERROR, VERSION_1, Address, Events, Initial, Verify
+from flare.transport.quic_pacing import Pacer
 from flare.wire.keys import Identity
 
 CID: Final = 8  # bytes of our connection ids
@@ -210,6 +212,7 @@ class _Quic(QuicConnection):
         self._engine = engine
         self._verify = verify
         self._logger = self._loss._logger = _QUIET
+        self._loss._pacer = Pacer(engine.limits.datagram_size)  # type: ignore[assignment]
         self.failure: Exception | None = None  # why we ended the handshake
         self.by_peer = False  # the peer closed it
         self.on_token: Callable[[bytes], None] = lambda _: None
