@@ -44,6 +44,31 @@ def test_the_interpreters_libcrypto_is_preferred() -> None:
         assert aead.backend() == "libcrypto " + ssl.OPENSSL_VERSION.removeprefix("OpenSSL ").split()[0]
 
 
+class TestAnotherFile:
+    """FLARE_LIBCRYPTO."""
+
+    @staticmethod
+    def backend(path: str) -> subprocess.CompletedProcess[str]:
+        code = "from flare._core import aead; print(aead.backend())"
+        environment = {**os.environ, "FLARE_LIBCRYPTO": path, "PYTHONPATH": str(ROOT / "src")}
+        environment.pop("FLARE_AEAD", None)
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
+
+    def test_is_taken_where_it_has_the_symbols(self) -> None:
+        module = sys.modules["_ssl"].__file__  # which depends on a libcrypto, so that the symbols are found
+        assert module is not None
+        assert self.backend(module).stdout.startswith("libcrypto ")
+
+    def test_is_refused_in_words_where_it_has_not(self) -> None:
+        done = self.backend(str(Path(aead.__file__)))
+        assert "is no libcrypto that flare can use" in done.stderr
+        assert done.returncode != 0
+
+    def test_a_file_that_is_not_there(self) -> None:
+        assert "FLARE_LIBCRYPTO: " in self.backend("/nowhere/libcrypto.so").stderr
+
+
 class TestFallback:
     def test_is_chosen_by_the_environment(self) -> None:
         code = "from flare._core import aead; print(aead.backend())"

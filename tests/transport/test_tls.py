@@ -136,7 +136,7 @@ class TestHandshake:
                 await handshake(near, ALICE, initiator=initiator, expected_peer=None, timeout=T)
 
     def test_aes_goes_first_where_it_is_fast(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for aes, chacha, first in ((1.0, 1.0, "AES_128"), (1.0, 0.81, "AES_128"), (1.0, 0.79, "CHACHA20")):
+        for aes, chacha, first in ((1.0, 1.0, "AES_128"), (1.0, 0.91, "AES_128"), (1.0, 0.89, "CHACHA20")):
             monkeypatch.setattr(tls, "_seconds", lambda kind, _, a=aes, c=chacha: c if kind == 1 else a)
             order = tls.suites()
             assert first in order[0]

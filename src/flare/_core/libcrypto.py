@@ -3,6 +3,9 @@
 The look-up asks the dynamic linker for symbols in the file of the `_ssl` module and in what that file depends
 on, so it finds the very libcrypto that `ssl` uses even when another copy is loaded. A static build of `_ssl`
 that exports its OpenSSL is found the same way; one built into the interpreter is looked for in the program.
+
+FLARE_LIBCRYPTO in the environment names another file to take instead, such as a newer OpenSSL's than the
+interpreter's: AES-GCM costs half from 3.1 on, where the CPU has VAES.
 """
 
 from __future__ import annotations
@@ -51,22 +54,39 @@ HANDSHAKE = (
 
 
 class Libcrypto(NamedTuple):
-    """A libcrypto: its version, as `ssl` tells it, and each symbol's address (0: optional, missing)."""
+    """A libcrypto: its version, as it tells it, and each symbol's address (0: optional, missing)."""
 
     version: str
     symbols: dict[str, int]
 
 
 def find() -> Libcrypto | None:
-    """The libcrypto that `ssl` uses, or None where its symbols can't be reached."""
+    """The libcrypto that `ssl` uses, or None where its symbols can't be reached.
+
+    With FLARE_LIBCRYPTO the one of that file; ImportError when it is none that can be used.
+    """
     # cffi's backend itself: the cffi package would import a C parser (60 ms) for one declaration
     backend: Any = import_module("_cffi_backend")
+    if path := os.environ.get("FLARE_LIBCRYPTO"):
+        return _named(backend, path)
     for library in _libraries(backend):
         symbols = _symbols(backend, library)
         if symbols is not None and _version(backend, symbols["OpenSSL_version"]) == ssl.OPENSSL_VERSION:
             _kept.append(library)
             return Libcrypto(ssl.OPENSSL_VERSION, symbols)
     return None
+
+
+def _named(backend: Any, path: str) -> Libcrypto:
+    try:
+        library = backend.load_library(path, os.RTLD_NOW | os.RTLD_LOCAL)
+    except OSError as error:
+        raise ImportError(f"FLARE_LIBCRYPTO: {error}") from None
+    symbols = _symbols(backend, library)
+    if symbols is None:
+        raise ImportError(f"FLARE_LIBCRYPTO: {path} is no libcrypto that flare can use")
+    _kept.append(library)
+    return Libcrypto(_version(backend, symbols["OpenSSL_version"]), symbols)
 
 
 _kept: list[Any] = []  # closing a library would let it be unmapped
