@@ -47,6 +47,9 @@ ATTRIBUTES = [
     ("connection", "_local_max_streams_uni", Limit),
     ("connection", "_remote_max_data_used", int),
     ("connection", "_streams", dict),
+    ("connection", "_streams_queue", list),
+    ("connection", "_spaces", dict),
+    ("connection", "_pacing_at", type(None)),
     ("connection", "_streams_blocked_bidi", list),
     ("connection", "_network_paths", list),
     ("connection", "_close_at", float),
@@ -70,6 +73,7 @@ METHODS = [
     (QuicConnection, "_initialize", ["self", "peer_cid"]),
     (QuicConnection, "_replenish_connection_ids", ["self"]),
     (QuicConnection, "_consume_peer_cid", ["self"]),
+    (QuicConnection, "_write_application", ["self", "builder", "network_path", "now"]),
     (QuicConnection, "_write_connection_limits", ["self", "builder", "space"]),
     (QuicConnection, "_write_stream_limits", ["self", "builder", "space", "stream"]),
     (QuicConnection, "_on_connection_limit_delivery", ["self", "delivery", "limit"]),
@@ -103,7 +107,7 @@ def test_every_private_name_in_use_is_in_the_lists() -> None:
     used = set(
         re.findall(r"(?<=quic\.|text\.|nder\.|tate\.|loss\.)(_[a-z_]+)", text.replace("aioquic._buffer", ""))
     )
-    own_class = text[text.index("class _Quic(") : text.index("class _Window")]
+    own_class = text[text.index("class _Quic(") : text.index("class AioquicConnection")]
     used |= set(re.findall(r"(?:self\.|super\(\)\.|def )(_[a-z_]+)", own_class))
     ours = {"__init__", "_engine", "_verify", "_judge", "_sign_tokens", "_loss"}
     known = {name for _, name, _ in ATTRIBUTES} | {name for _, name, _ in METHODS}

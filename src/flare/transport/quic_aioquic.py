@@ -53,11 +53,13 @@ from flare.errors import (
 from flare.transport import certificate
 from flare.transport.quic_engine import ALPN, NO_ERROR, VERSION_1, Address, Events, Initial, Verify
 from flare.transport.quic_pacing import Pacer
+from flare.transport.quic_window import Window
 from flare.wire.keys import Identity
 
 CID: Final = 8  # bytes of our connection ids
 _TOKEN: Final = 16
 _LONGEST_RESET: Final = 43  # bytes: as an acknowledgement, so that it tells watchers little (RFC 9000, 10.3)
+_STREAMS_A_ROUND: Final = 16  # each of them costs something for each packet
 _STREAM_UNSENT: Final = 256 * 1024  # bytes: a stream with as many unsent takes no more
 _ALERTS: Final = range(QuicErrorCode.CRYPTO_ERROR, QuicErrorCode.CRYPTO_ERROR + 0x100)
 _ABOUT_CERTIFICATES: Final = frozenset((42, 43, 44, 45, 46, 48, 49, 116))  # TLS alerts (RFC 8446, 6)
@@ -204,6 +206,18 @@ class _Quiet:
 _QUIET: Final[Any] = _Quiet()
 
 
+def _is_busy(stream: QuicStream) -> bool:
+    """It is over, or has data, a reset, STOP_SENDING or a new window to send."""
+    sender = stream.sender
+    return (
+        not (sender.buffer_is_empty or stream.is_blocked)
+        or stream.max_stream_data_local != stream.max_stream_data_local_sent
+        or sender.reset_pending
+        or stream.receiver.stop_pending
+        or stream.is_finished
+    )
+
+
 class _Quic(QuicConnection):
     """aioquic's connection, with the certificates, windows and reset tokens of libp2p."""
 
@@ -264,6 +278,32 @@ class _Quic(QuicConnection):
         super()._consume_peer_cid()
         self.on_token(self._peer_cid.stateless_reset_token)
 
+    # Streams
+
+    def _write_application(self, builder: QuicPacketBuilder, network_path: Any, now: float) -> None:
+        """As aioquic's; but that asks every stream for each packet, and this the few that have something."""
+        streams, queue = self._streams, self._streams_queue
+        busy = [stream for stream in queue if _is_busy(stream)]
+        waiting, served = busy, []
+        try:
+            while True:
+                few, waiting = waiting[:_STREAMS_A_ROUND], waiting[_STREAMS_A_ROUND:]
+                self._streams = {cast(int, stream.stream_id): stream for stream in few}
+                self._streams_queue = few
+                try:
+                    super()._write_application(builder, network_path, now)
+                finally:
+                    served += self._streams_queue
+                    for stream in few:
+                        if stream.stream_id not in self._streams:
+                            del streams[cast(int, stream.stream_id)]
+                if not waiting or self._pacing_at is not None:
+                    break
+        finally:
+            chosen = set(busy)
+            idle = [stream for stream in queue if stream not in chosen]
+            self._streams, self._streams_queue = streams, waiting + served + idle
+
     # Windows
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: Any) -> None:
@@ -302,26 +342,6 @@ class _Quic(QuicConnection):
         super()._close_begin(is_initiator, now)
 
 
-class _Window:
-    """A receive window: it opens when half was read, and doubles when that took less than two round trips."""
-
-    __slots__ = ("at", "consumed", "most", "size")
-
-    def __init__(self, size: int, most: int) -> None:
-        self.size, self.most = size, max(size, most)
-        self.consumed = 0
-        self.at = 0.0
-
-    def limit(self, allowed: int, now: float, rtt: float) -> int:
-        """How far the peer may send, where it may send as far as `allowed` now."""
-        if allowed - self.consumed > self.size // 2:
-            return allowed
-        if now - self.at < 2 * rtt:
-            self.size = min(2 * self.size, self.most)
-        self.at = now
-        return self.consumed + self.size
-
-
 class AioquicConnection:
     """flare.transport.quic_engine.EngineConnection on aioquic."""
 
@@ -330,9 +350,10 @@ class AioquicConnection:
         self._sink = sink
         self._limits = limits
         self._now = now
-        self._window = _Window(limits.connection_window, limits.max_connection_window)
-        self._windows: WeakKeyDictionary[QuicStream, _Window] = WeakKeyDictionary()
+        self._window = Window(limits.connection_window, limits.max_connection_window)
+        self._windows: WeakKeyDictionary[QuicStream, Window] = WeakKeyDictionary()
         self._taken = 0  # bytes of all streams that were taken, less those that will never be sent
+        self._received = 0  # datagrams since `datagrams` was asked
         self._by_us = False
         self._over = False
         quic.on_token = sink.token_learned
@@ -377,6 +398,7 @@ class AioquicConnection:
     def receive(self, data: bytes, remote: Address, now: float) -> None:
         """A datagram came."""
         self._now = now
+        self._received += 1
         self._quic.receive_datagram(data, remote, now)
         self._tell()
 
@@ -385,6 +407,10 @@ class AioquicConnection:
         self._now = now
         if self._over or not self._quic._network_paths:
             return []
+        space = self._quic._spaces.get(tls.Epoch.ONE_RTT)
+        if self._received > 1 and space is not None and space.ack_at is not None:
+            space.ack_at = now  # aioquic waits for a millisecond, however many came (RFC 9000, 13.2.2)
+        self._received = 0
         made: list[tuple[bytes, Address]] = self._quic.datagrams_to_send(now)
         self._tell()
         return made
@@ -461,7 +487,7 @@ class AioquicConnection:
             return
         window = self._windows.get(state)
         if window is None:
-            window = _Window(self._limits.stream_window, self._limits.max_stream_window)
+            window = Window(self._limits.stream_window, self._limits.max_stream_window)
             self._windows[state] = window
         window.consumed += size
         if again and not state.receiver.is_finished:
