@@ -3,7 +3,8 @@
 The client dials, from the port that it listens on; the server sends datagrams of noise from its own, which
 open its NAT for the client's handshake, and takes the connection that comes, known by its peer and not by its
 address. Others let the server dial as well (rust-libp2p does): whoever is the client keeps the connection
-that is up first and closes the others, and the server takes what the client left open.
+that is up first and closes the others, those that come a moment later too, and the server takes what the
+client left open.
 
 A NAT may show a side under a port that nobody could tell. So noise that comes to the client from another port
 of one of the server's IPs is a place to dial too.
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 NOISE: Final = 64  # bytes of a datagram, as go-libp2p's
 FIRST_PAUSE: Final = 0.01  # seconds between two datagrams to one address, at first,
 LAST_PAUSE: Final = 0.2  # ... and at most; what lies between is left to chance
+LINGER: Final = 3.0  # seconds for a server's own dial to come up too: QUIC repeats a lost packet after 1 s
 REFLEXIVE: Final = 4  # places that noise told of, dialled in one punch
 
 
@@ -75,9 +77,25 @@ class QuicPunch:
         """Connect at `deadline_ns` of the monotonic clock; PunchFailed says what was seen."""
         race = _Race(self, peer, client=role == CLIENT, settle=max(SETTLE, 2 * rtt_ns / 1e9))
         try:
-            return await race.run(addrs, deadline_ns)
+            kept = await race.run(addrs, deadline_ns)
+            if role == CLIENT:
+                self._turn_away(peer, kept)
+            return kept
         finally:
             await race.stop()
+
+    def _turn_away(self, peer: PeerId, kept: Connection) -> None:
+        """Close what else comes from the peer for LINGER, as long as the connection that is kept is open."""
+        with ExitStack() as stack:
+            stack.enter_context(self.quic.expect_peer(peer, _surplus))
+            lingering = stack.pop_all()
+        timer = asyncio.get_running_loop().call_later(LINGER, lingering.close)
+        lingering.callback(timer.cancel)
+        kept.add_close_callback(lambda _: lingering.close())
+
+
+def _surplus(connection: Connection) -> None:
+    connection.abort("another connection of the same hole punch was kept")
 
 
 class _Race:
