@@ -33,9 +33,7 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_cond_signal(pthread_cond_t* cond)
 
 cdef enum:
-    SPARES = 16  # output buffers kept for the next link that sends much
-    SMALLS = 128  # ... and for those that send little: a pass hears of 64 links
-    SMALL_SIZE = 8 * 1024
+    SPARES = 16  # output buffers kept for the next link that sends
     SPARE_SIZE = 320 * 1024
     NO_LINK = 0xFFFFFFF0  # slots from here on are the poller's own
 
@@ -114,8 +112,6 @@ cdef struct core:
     uint8_t* scratch  # what one recv reads into
     uint8_t* spares[SPARES]
     int spare_count
-    uint8_t* smalls[SMALLS]
-    int small_count
     int wake_fd
     bint woken  # a pass is on its way
     bint passing  # a pass is under way, or run_pass delivers: it flushes at its end, no need to wake it

@@ -53,8 +53,6 @@ cdef void core_unref(core* c) noexcept nogil:
     reap(c)
     for i in range(c.spare_count):
         free(c.spares[i])
-    for i in range(c.small_count):
-        free(c.smalls[i])
     free(c.heap)
     free(c.slots)
     free(c.scratch)

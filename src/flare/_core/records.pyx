@@ -14,7 +14,7 @@ from flare._core.aead cimport (
     aead_park,
     aead_seal,
 )
-from flare._core.core cimport SMALL_SIZE, SMALLS, SPARE_SIZE, SPARES
+from flare._core.core cimport SPARE_SIZE, SPARES
 from flare._core.record_error cimport (
     RECORD_ALERT,
     RECORD_BAD_ALERT,
@@ -320,59 +320,30 @@ cdef size_t out_room(const outbox* o) noexcept nogil:
     return PLAINTEXT[o.kind] - (o.end - o.record - HEADER[o.kind])
 
 
-cdef uint8_t* take_buffer(core* c, size_t cap) noexcept nogil:
-    """One of SMALL_SIZE or SPARE_SIZE. The kernel wants its pages back from whoever asks malloc each time."""
-    if cap == SMALL_SIZE and c.small_count:
-        c.small_count -= 1
-        return c.smalls[c.small_count]
-    if cap == SPARE_SIZE and c.spare_count:
-        c.spare_count -= 1
-        return c.spares[c.spare_count]
-    return <uint8_t*>malloc(cap)
-
-
-cdef void give_buffer(core* c, uint8_t* data, size_t cap) noexcept nogil:
-    if cap == SMALL_SIZE and c.small_count < SMALLS:
-        c.smalls[c.small_count] = data
-        c.small_count += 1
-    elif cap == SPARE_SIZE and c.spare_count < SPARES:
-        c.spares[c.spare_count] = data
-        c.spare_count += 1
-    else:
-        free(data)
-
-
-cdef void shift(outbox* o) noexcept nogil:
-    """What was not sent begins the buffer now."""
-    if o.record != NOWHERE:
-        o.record -= o.start
-    if o.frame != NOWHERE:
-        o.frame -= o.start
-    o.end -= o.start
-    o.start = 0
-
-
 cdef int grow(core* c, outbox* o, size_t n) noexcept nogil:
     """Make room for n more bytes after o.end."""
-    cdef size_t held = o.end - o.start
     cdef size_t cap
     cdef uint8_t* data
-    if o.start > held and o.cap - held >= n:
-        memmove(o.data, o.data + o.start, held)
-        shift(o)
-        return 0
-    if (o.data == NULL or o.cap == SMALL_SIZE) and held + n <= SPARE_SIZE:
-        cap = SMALL_SIZE if o.data == NULL and n <= SMALL_SIZE else SPARE_SIZE
-        data = take_buffer(c, cap)
-        if data == NULL:
-            o.error = RECORD_MEMORY
-            return -1
+    if o.data == NULL and n <= SPARE_SIZE:
+        if c.spare_count:
+            c.spare_count -= 1
+            o.data = c.spares[c.spare_count]
+        else:
+            o.data = <uint8_t*>malloc(SPARE_SIZE)
+        o.cap = SPARE_SIZE
         if o.data != NULL:
-            memcpy(data, o.data + o.start, held)
-            give_buffer(c, o.data, o.cap)
-            shift(o)
-        o.data = data
-        o.cap = cap
+            return 0
+        o.cap = 0
+        o.error = RECORD_MEMORY
+        return -1
+    if o.start > o.end - o.start and o.cap - (o.end - o.start) >= n:
+        memmove(o.data, o.data + o.start, o.end - o.start)
+        if o.record != NOWHERE:
+            o.record -= o.start
+        if o.frame != NOWHERE:
+            o.frame -= o.start
+        o.end -= o.start
+        o.start = 0
         return 0
     cap = o.cap * 2 if o.cap else SPARE_SIZE
     while cap < o.end + n:
@@ -453,7 +424,11 @@ cdef void out_farewell(core* c, outbox* o, int error) noexcept nogil:
 
 
 cdef void drop_buffer(core* c, outbox* o) noexcept nogil:
-    give_buffer(c, o.data, o.cap)
+    if o.cap == SPARE_SIZE and c.spare_count < SPARES:
+        c.spares[c.spare_count] = o.data
+        c.spare_count += 1
+    else:
+        free(o.data)
     o.data = NULL
     o.cap = 0
 

@@ -17,7 +17,7 @@ from ..events import (
     ReservationLost,
 )
 from ..host import Host
-from ..protocols import echo
+from ..protocols import echo, perf
 from ..wire.peer_id import PeerId
 from .common import Output, add_common, add_security, address, identity_from, run_until_signal
 
@@ -41,6 +41,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="multiaddr to listen on (default: any port, QUIC and TCP, IPv4 and IPv6)",
     )
     parser.add_argument("--no-punch", action="store_true", help="stay relayed")
+    parser.add_argument(
+        "--perf",
+        action="store_true",
+        help=f"serve {perf.PROTOCOL}, for measurements: whoever comes gets as many bytes as he asks for",
+    )
     add_security(parser)
     add_common(parser)
     parser.set_defaults(run=run)
@@ -59,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
             config=Config(security=args.security),
         ) as host:
             host.handle(echo.PROTOCOL, echo.serve, allow_limited=True)
+            if args.perf:
+                host.handle(perf.PROTOCOL, perf.serve)
             addrs = [str(addr) for addr in host.full_addrs]
             out.fact(
                 "listening", "listening on\n  " + "\n  ".join(addrs), peer=str(host.peer_id), addrs=addrs
