@@ -15,7 +15,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 GO, RUST, JS, PY = HERE / "go", HERE / "rust", HERE / "js", HERE / "py"
-PEERS = ("go", "rust", "js")  # which the tests run with; py is a relay, for the benchmark
+PEERS = ("go", "rust", "js", "py")
+KUBO = "kubo"  # the go peer as go-libp2p makes it of no options
+OPTIONS = {KUBO: ("--defaults",)}
 
 # Seconds; generous, because a first build compiles every dependency on whatever cores there are.
 BUILD_TIMEOUT = 1800
@@ -27,12 +29,13 @@ class BuildFailed(Exception):
 
 @cache
 def program(kind: str) -> tuple[str, ...]:
-    """The command of a peer (flare, go, rust, js or py), built first if need be. Raises BuildFailed."""
+    """The command of a peer (flare, go, kubo, rust, js or py), built first if need be. Raises BuildFailed."""
     if kind == "flare":
         return (sys.executable, "-m", "flare")
     builders: dict[str, Callable[[], tuple[str, ...]]] = {"go": _go, "rust": _rust, "js": _js, "py": _py}
-    with _lock(kind):
-        return builders[kind]()
+    made_as = "go" if kind == KUBO else kind
+    with _lock(made_as):
+        return builders[made_as]()
 
 
 def version(kind: str) -> str:

@@ -1,11 +1,13 @@
 """flare as a peer of the tests: the command line that the go, rust and js peers have, over the Python API.
 
-    flare_peer.py listen [--listen ADDR]... [--relay ADDR]...
-    flare_peer.py ping ADDR [--count N] [--timeout S]
+    flare_peer.py listen [--listen ADDR]... [--relay ADDR]... [--punch]
+    flare_peer.py ping ADDR [--count N] [--punch] [--settle S] [--listen ADDR]... [--timeout S]
     flare_peer.py echo ADDR [--bytes N] [--streams N] [--timeout S]
+    flare_peer.py perf ADDR [--upload N] [--download N] [--timeout S]
     common: [--key ed25519|ecdsa|secp256k1|rsa]
 
-It never punches: what the `flare` command does is tested with the command itself.
+What the `flare` command does is tested with the command itself; this serves an echo and perf, and can stay
+after a hole punch to see which connections are left.
 """
 
 import argparse
@@ -17,8 +19,8 @@ import sys
 import time
 
 import flare
-from flare.events import PeerIdentified, ReservationAccepted
-from flare.protocols import ping
+from flare.events import ConnectionLost, ConnectionOpened, PeerIdentified, ReservationAccepted
+from flare.protocols import perf, ping
 
 ECHO = "/echo/1.0.0"
 
@@ -32,7 +34,7 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("listen", "ping", "echo"):
+    for name in ("listen", "ping", "echo", "perf"):
         command = commands.add_parser(name)
         if name != "listen":
             command.add_argument("target")
@@ -41,6 +43,10 @@ def parse() -> argparse.Namespace:
         command.add_argument("--count", type=int, default=1)
         command.add_argument("--bytes", type=int, default=65_536)
         command.add_argument("--streams", type=int, default=1)
+        command.add_argument("--upload", type=int, default=1 << 20)
+        command.add_argument("--download", type=int, default=1 << 20)
+        command.add_argument("--punch", action="store_true")
+        command.add_argument("--settle", type=float, default=0.0)
         command.add_argument("--timeout", type=float, default=30.0)
         command.add_argument("--key", default="ed25519")
     return parser.parse_args()
@@ -59,7 +65,9 @@ async def listen(host: flare.Host) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     host.handle(ECHO, serve_echo, allow_limited=True)
+    host.handle(perf.PROTOCOL, perf.serve)
     host.on_event(report)
+    host.on_event(lambda event: report_connections(host, event))
     emit(
         "listening",
         peer=str(host.peer_id),
@@ -74,6 +82,17 @@ def report(event: object) -> None:
         emit("reserved", relay=str(event.relay), addrs=[str(addr) for addr in event.addrs])
 
 
+def report_connections(host: flare.Host, event: object) -> None:
+    """Print the paths to a peer when a connection comes or goes."""
+    if isinstance(event, ConnectionOpened | ConnectionLost):
+        emit("connections", peer=str(event.peer), paths=paths_to(host, event.peer))
+
+
+def paths_to(host: flare.Host, peer: flare.PeerId) -> list[str]:
+    """How each connection to the peer runs."""
+    return sorted(connection.path for connection in host.connections_to(peer))
+
+
 async def send_pings(connection: flare.Connection, count: int, told: asyncio.Future[PeerIdentified]) -> None:
     """`count` pings one after the other, once identify has told of the peer."""
     identified = await told
@@ -82,8 +101,23 @@ async def send_pings(connection: flare.Connection, count: int, told: asyncio.Fut
     )
     for _ in range(count):
         seconds = await ping.ping(connection)
-        emit("pong", rtt_ms=seconds * 1000, path=connection.path)
-    emit("done")
+        emit("pong", rtt_ms=seconds * 1000, path=connection.path, security=connection.security)
+
+
+async def go_direct(host: flare.Host, connection: flare.Connection, args: argparse.Namespace) -> None:
+    """Wait for a direct connection, and `--settle` seconds for what is surplus to go."""
+    direct = await connection.direct(args.timeout)
+    await ping.ping(direct)
+    await asyncio.sleep(args.settle)
+    emit("direct", path=direct.path, connections=paths_to(host, direct.remote_peer))
+
+
+async def send_perf(connection: flare.Connection, upload: int, download: int) -> None:
+    """`upload` bytes there, `download` bytes back."""
+    async with connection.open_stream(perf.PROTOCOL) as stream:
+        result = await perf.run(stream, upload, download)
+    seconds = result.upload_seconds + result.download_seconds
+    emit("perf", upload=result.upload, download=result.download, seconds=seconds, path=connection.path)
 
 
 async def send_echo(connection: flare.Connection, size: int, count: int) -> None:
@@ -117,7 +151,7 @@ async def exchange(stream: flare.Stream, sent: bytes) -> None:
 async def main(args: argparse.Namespace) -> None:
     """Do what the command line says."""
     identity = flare.Identity.generate(kind=args.key)
-    async with flare.Host(identity=identity, listen=args.listen, relays=args.relay, punch=False) as host:
+    async with flare.Host(identity=identity, listen=args.listen, relays=args.relay, punch=args.punch) as host:
         if args.command == "listen":
             await listen(host)
             return
@@ -133,6 +167,11 @@ async def main(args: argparse.Namespace) -> None:
             connection = await host.connect(args.target)
             if args.command == "ping":
                 await send_pings(connection, args.count, told)
+                if args.punch:
+                    await go_direct(host, connection, args)
+                emit("done")
+            elif args.command == "perf":
+                await send_perf(connection, args.upload, args.download)
             else:
                 await send_echo(connection, args.bytes, args.streams)
 

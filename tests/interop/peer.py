@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from tests.interop.build import ROOT, program
+from tests.interop.build import OPTIONS, ROOT, program
 
 Event = dict[str, Any]
 
@@ -35,7 +35,7 @@ class Peer:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the peer
         environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"}
         self._process = subprocess.Popen(
-            [*(command or program(kind)), *arguments],
+            [*(command or program(kind)), *arguments, *OPTIONS.get(kind, ())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

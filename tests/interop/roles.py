@@ -1,4 +1,4 @@
-"""What a peer does in a test, told apart by role and not by implementation: relay, listen, ping, echo."""
+"""What a peer does in a test, by role and not by implementation: relay, listen, ping, echo, perf."""
 
 import json
 import sys
@@ -10,21 +10,34 @@ from tests.interop.peer import Event, Peer, PeerFailed
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 LOOPBACK_QUIC = "/ip4/127.0.0.1/udp/0/quic-v1"
+LISTEN = {"TCP": LOOPBACK, "QUIC": LOOPBACK_QUIC}
 
 # flare's own program over its Python API, for what the command does not do (serving an echo).
 EMBEDDED = (sys.executable, str(Path(__file__).parent / "flare_peer.py"))
 
 
 @contextmanager
-def relay(kind: str, *, limits: bool = False) -> Iterator[str]:
+def relay(kind: str, *, limits: bool = False, listen: str = LOOPBACK) -> Iterator[str]:
     """The address of a relay that runs on loopback meanwhile."""
-    arguments = ["relay", "--listen", LOOPBACK]
-    if kind == "flare":
-        arguments += ["--json"] if limits else ["--no-limits", "--json"]
-    else:
-        arguments += ["--limits"] if limits else ["--no-limits"]
-    with Peer(kind, *arguments) as peer:
+    with Peer(*_relay(kind, limits), "--listen", listen) as peer:
         yield _first(peer, peer.expect("listening"))
+
+
+@contextmanager
+def relay_of_both(kind: str) -> Iterator[dict[str, str]]:
+    """The addresses of a relay on loopback by transport, "TCP" and "QUIC"."""
+    with Peer(*_relay(kind, False), "--listen", LOOPBACK_QUIC, "--listen", LOOPBACK) as peer:
+        addrs = peer.expect("listening")["addrs"]
+        yield {
+            "QUIC": next(addr for addr in addrs if "/quic-v1/" in addr),
+            "TCP": next(addr for addr in addrs if "/tcp/" in addr),
+        }
+
+
+def _relay(kind: str, limits: bool) -> list[str]:
+    if kind == "flare":
+        return [kind, "relay", "--json", *([] if limits else ["--no-limits"])]
+    return [kind, "relay", "--limits" if limits else "--no-limits"]
 
 
 @contextmanager
@@ -48,16 +61,17 @@ def listener(
 
 def ping(kind: str, target: str, *, count: int = 3, key: str | None = None) -> list[Event]:
     """The pongs of one pinger that ended well."""
-    return _ping(kind, target, count, key).named("pong")
+    return session(kind, target, count=count, key=key).named("pong")
 
 
 def identify(kind: str, target: str) -> Event:
     """What a peer of `kind` learns of `target` by identify: its agent and protocols."""
-    (identified,) = _ping(kind, target, 1, None).named("identified")
+    (identified,) = session(kind, target).named("identified")
     return identified
 
 
-def _ping(kind: str, target: str, count: int, key: str | None) -> Peer:
+def session(kind: str, target: str, *, count: int = 1, key: str | None = None) -> Peer:
+    """A pinger that ended well, with all its events."""
     arguments = ["ping", target, "--count", str(count), "--timeout", "30"]
     arguments += ["--key", key] if key else []
     with Peer(kind, *arguments, command=EMBEDDED if kind == "flare" else None) as peer:
@@ -74,6 +88,15 @@ def echo(kind: str, target: str, size: int) -> Event:
         peer.finish(40)
     (echoed,) = peer.named("echoed")
     return echoed
+
+
+def perf(kind: str, target: str, upload: int, download: int) -> Event:
+    """`upload` bytes there, `download` bytes back, counted by the peer; its perf event."""
+    arguments = ["perf", target, "--upload", str(upload), "--download", str(download), "--timeout", "60"]
+    with Peer(kind, *arguments, command=EMBEDDED if kind == "flare" else None) as peer:
+        peer.finish(70)
+    (measured,) = peer.named("perf")
+    return measured
 
 
 def _first(peer: Peer, event: Event) -> str:

@@ -7,14 +7,21 @@ from pathlib import Path
 
 from tests.interop.build import version
 
-NAMES = {"flare": "flare", "go": "go-libp2p", "rust": "rust-libp2p", "js": "js-libp2p"}
+NAMES = {"flare": "flare", "go": "go-libp2p", "rust": "rust-libp2p", "js": "js-libp2p", "py": "py-libp2p"}
 
 # The sections, in the order of the page.
 DIRECT = "Directly"
 QUIC = "Directly over QUIC"
+DEFAULTS = "go-libp2p with its defaults, as Kubo uses it"
+PERF = "/perf/1.0.0"
+PY = "py-libp2p"
 COMMAND = "The `flare` command"
 IDENTITIES = "Identities"
-PUNCH = "Hole punching across two port-restricted NATs"
+PUNCH = {
+    "tcp": "Hole punching across two port-restricted NATs, over TCP",
+    "quic": "Hole punching across two port-restricted NATs, over QUIC",
+    "any": "Hole punching across two port-restricted NATs, both transports at once",
+}
 
 
 def through(kind: str) -> str:
@@ -22,19 +29,37 @@ def through(kind: str) -> str:
     return f"Through a {NAMES[kind]} relay"
 
 
-SECTIONS = (DIRECT, QUIC, COMMAND, IDENTITIES, *(through(kind) for kind in NAMES), PUNCH)
+def through_quic(kind: str) -> str:
+    """The section of the circuits through a relay of `kind` that have QUIC on a side."""
+    return f"Through a {NAMES[kind]} relay, over QUIC"
+
+
+SECTIONS = (
+    DIRECT,
+    QUIC,
+    DEFAULTS,
+    COMMAND,
+    IDENTITIES,
+    PERF,
+    *(section(kind) for kind in NAMES for section in (through, through_quic)),
+    *PUNCH.values(),
+    PY,
+)
 
 HEAD = """# flare with its peers
 
 What `make interop` saw, cell by cell: **yes** when every test of the cell passed, **NO** when one did not,
-– where there is nothing to test. The peers are small programs of our own in `tests/interop` over the newest
-releases: QUIC, and TCP with Noise and yamux, each a process of its own on loopback. Hole punching runs in
-the lab, across two NATs.
+**cannot** where a test saw it fail as it does in the peer's release, – where there is nothing to test. The
+peers are small programs of our own in `tests/interop` over the newest releases: QUIC, and TCP with TLS or
+Noise (as the two agree, unless it says which) and yamux, each a process of its own on loopback. Hole punching
+runs in the lab, across two NATs.
 
 """
 
 FOOT = """
-js-libp2p cannot punch (Node has no SO_REUSEPORT for outgoing sockets), and has no peer ids of ECDSA keys.
+go-libp2p has no /perf/1.0.0 any more, and rust-libp2p's (libp2p-perf) is not released for the newest libp2p:
+what speaks it there is a few lines of our peers' own over their streams. js-libp2p cannot punch (Node has no
+SO_REUSEPORT for outgoing sockets), and has no peer ids of ECDSA keys.
 rust-libp2p generates no RSA keys but verifies them. A rust-libp2p relay always announces a limit, so its
 circuits are limited connections even where it enforces none.
 """
@@ -47,17 +72,19 @@ class Place:
     section: str
     row: str
     column: str
+    cannot: str = field(default="", compare=False)  # why a test that passes saw it fail
 
 
 @dataclass
 class Table:
     """Collects verdicts and renders them; rows and columns keep the order in which they first come."""
 
-    verdicts: dict[Place, list[bool]] = field(default_factory=lambda: defaultdict(list))
+    verdicts: dict[Place, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, place: Place, passed: bool) -> None:
         """One more test of a cell."""
-        self.verdicts[place].append(passed)
+        good = f"cannot: {place.cannot}" if place.cannot else "yes"
+        self.verdicts[place].append(good if passed else "NO")
 
     def render(self) -> str:
         """The page; without times and dates, so that it changes only when an outcome does."""
@@ -78,13 +105,13 @@ class Table:
         verdicts = self.verdicts.get(place)
         if not verdicts:
             return "–"
-        return "yes" if all(verdicts) else "NO"
+        return "NO" if "NO" in verdicts else "; ".join(dict.fromkeys(verdicts))
 
     def write(self, path: Path) -> None:
         """Write the page to `path`."""
         path.write_text(self.render())
 
 
-def _versions(kinds: Iterable[str] = ("go", "rust", "js")) -> str:
+def _versions(kinds: Iterable[str] = ("go", "rust", "js", "py")) -> str:
     named = (f"{NAMES[kind]} {version(kind).removeprefix('v')}" for kind in kinds)
     return f"Versions: {', '.join(named)}.\n"

@@ -4,7 +4,8 @@ import shlex
 
 import pytest
 
-from flare.lab.meeting import DIALER, LISTENER, RELAY, Plan, meet
+from flare.lab.meeting import DIALER, LISTENER, RELAY, Plan, Result, meet
+from tests.interop import roles
 from tests.interop.build import program
 from tests.interop.conftest import Cell
 from tests.interop.table import NAMES, PUNCH
@@ -12,16 +13,16 @@ from tests.interop.table import NAMES, PUNCH
 pytestmark = [pytest.mark.interop, pytest.mark.lab, pytest.mark.timeout(180)]
 
 NAT = "port"
+SETTLE = 2.0  # seconds in which what a hole punch made too much must have gone
+PATHS = {"tcp": "direct/tcp", "quic": "direct/quic-v1"}
 
 
 def _listener(kind: str) -> str:
-    arguments = "listen --relay {relay} --listen {listen} --punch"
-    return LISTENER if kind == "flare" else f"{_command(kind)} {arguments}"
+    return LISTENER if kind == "flare" else f"{_command(kind)} {LISTEN}"
 
 
 def _dialer(kind: str) -> str:
-    arguments = "ping {target} --listen {listen} --timeout {timeout} --punch"
-    return DIALER if kind == "flare" else f"{_command(kind)} {arguments}"
+    return DIALER if kind == "flare" else f"{_command(kind)} {PING}"
 
 
 def _relay(kind: str) -> str:
@@ -29,7 +30,15 @@ def _relay(kind: str) -> str:
 
 
 def _command(kind: str) -> str:
-    return shlex.join(program(kind)).replace("{", "{{").replace("}", "}}")
+    return _quoted(program(kind))
+
+
+def _quoted(command: tuple[str, ...]) -> str:
+    return shlex.join(command).replace("{", "{{").replace("}", "}}")
+
+
+LISTEN = "listen --relay {relay} --listen {listen} --punch"
+PING = "ping {target} --listen {listen} --timeout {timeout} --punch"
 
 
 def _meetings() -> list[tuple[str, str, str]]:
@@ -40,20 +49,60 @@ def _meetings() -> list[tuple[str, str, str]]:
     return meetings
 
 
-@pytest.mark.parametrize(("relay", "listener", "dialer"), _meetings())
-def test_punch(relay: str, listener: str, dialer: str, cell: Cell) -> None:
-    """The listener starts DCUtR; who dialled the relayed connection answers."""
+def _row(listener: str, dialer: str) -> str:
     peer = listener if dialer == "flare" else dialer
     role = "answers (it dialled)" if dialer == "flare" else "starts (it listened)"
-    cell(PUNCH, f"flare {role}, {NAMES[peer]} opposite", f"{NAMES[relay]} relay")
+    return f"flare {role}, {NAMES[peer]} opposite"
+
+
+@pytest.mark.parametrize(("relay", "listener", "dialer"), _meetings())
+@pytest.mark.parametrize("transport", PATHS)
+def test_punch(transport: str, relay: str, listener: str, dialer: str, cell: Cell) -> None:
+    """The listener starts DCUtR; who dialled the relayed connection answers."""
+    cell(PUNCH[transport], _row(listener, dialer), f"{NAMES[relay]} relay")
     result = meet(
         Plan(
             a=NAT,
             b=NAT,
+            transport=transport,
             relay_command=_relay(relay),
             listener_command=_listener(listener),
             dialer_command=_dialer(dialer),
         )
     )
-    log = "\n".join(str(event) for event in result.log)
-    assert (result.outcome, result.path) == ("direct", "direct/tcp"), f"{result.reason}\n{log}"
+    assert (result.outcome, result.path) == ("direct", PATHS[transport]), _story(result)
+
+
+@pytest.mark.parametrize(
+    ("listener", "dialer"), [("go", "flare"), ("flare", "go"), ("rust", "flare"), ("flare", "rust")]
+)
+def test_one_connection_is_left(listener: str, dialer: str, cell: Cell) -> None:
+    """Over TCP and QUIC at once: whatever came up, both sides are left with one direct connection."""
+    cell(PUNCH["any"], _row(listener, dialer), "one connection is left, on both sides the same")
+
+    def command(kind: str, arguments: str) -> str:
+        return f"{_quoted(roles.EMBEDDED) if kind == 'flare' else _command(kind)} {arguments}"
+
+    result = meet(
+        Plan(
+            a=NAT,
+            b=NAT,
+            transport="any",
+            listener_command=command(listener, LISTEN),
+            dialer_command=command(dialer, f"{PING} --settle {SETTLE:g}"),
+        )
+    )
+    assert result.outcome == "direct", _story(result)
+    (verdict,) = (event for event in result.log if event["host"] == "a" and event["event"] == "direct")
+    told = [event for event in result.log if event["host"] == "b" and event["event"] == "connections"]
+    relay = next(event["peer"] for event in result.log if event["host"] == "relay")
+    theirs = [event["paths"] for event in told if event["peer"] != relay][-1]
+    assert [_direct(verdict["connections"]), _direct(theirs)] == [[result.path]] * 2, _story(result)
+
+
+def _direct(paths: list[str]) -> list[str]:
+    return [path for path in paths if path != "relayed"]
+
+
+def _story(result: Result) -> str:
+    return "\n".join([result.reason, *map(str, result.log)])

@@ -44,7 +44,9 @@ func runPing(ctx context.Context, target string, opts options) error {
 		if err := pong(ctx, h, remote); err != nil {
 			return err
 		}
-		emit("direct", map[string]any{"path": "direct/tcp", "seconds": seconds})
+		path := bestPath(h, remote)
+		time.Sleep(opts.settle)
+		emit("direct", map[string]any{"path": path, "seconds": seconds, "connections": pathsTo(h, remote)})
 	}
 	emit("done", nil)
 	return nil
@@ -202,10 +204,15 @@ func pong(ctx context.Context, h host.Host, remote peer.ID) error {
 	return nil
 }
 
+// bestPath is that of a connection which is not relayed, if there is one.
+func bestPath(h host.Host, remote peer.ID) string {
+	return pathsTo(h, remote)[0] // "direct/..." sorts before "relayed"
+}
+
 func waitDirect(ctx context.Context, h host.Host, remote peer.ID) error {
 	for {
 		for _, conn := range h.Network().ConnsToPeer(remote) {
-			if pathOf(conn) == "direct" {
+			if pathOf(conn) != "relayed" {
 				return nil
 			}
 		}

@@ -4,11 +4,13 @@ import (
 	"crypto/rand"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
 	rcmgr "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
 	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
 	"github.com/libp2p/go-libp2p/p2p/protocol/holepunch"
@@ -46,7 +48,8 @@ func security(name string) (libp2p.Option, error) {
 	return nil, fmt.Errorf("unknown security %q", name)
 }
 
-// newHost is a host that speaks QUIC, and TCP with TLS or Noise and yamux, and dials nobody on its own.
+// newHost is a host that speaks QUIC, and TCP with TLS or Noise and yamux, and dials nobody on its own. With --defaults
+// it is what go-libp2p makes of no options, as Kubo uses it: every transport, TLS before Noise, its resource manager.
 func newHost(opts options, more ...libp2p.Option) (host.Host, error) {
 	identity, err := newIdentity(opts.key)
 	if err != nil {
@@ -59,11 +62,14 @@ func newHost(opts options, more ...libp2p.Option) (host.Host, error) {
 	config := []libp2p.Option{
 		libp2p.Identity(identity),
 		libp2p.UserAgent("interop-go"),
-		libp2p.Transport(tcp.NewTCPTransport),
-		libp2p.Transport(quic.NewTransport),
-		secured,
-		libp2p.Muxer(yamux.ID, yamux.DefaultTransport),
-		libp2p.DisableMetrics(),
+	}
+	if !opts.defaults {
+		config = append(config,
+			libp2p.Transport(tcp.NewTCPTransport),
+			libp2p.Transport(quic.NewTransport),
+			secured,
+			libp2p.Muxer(yamux.ID, yamux.DefaultTransport),
+			libp2p.DisableMetrics())
 	}
 	if len(opts.listen) > 0 {
 		config = append(config, libp2p.ListenAddrStrings(opts.listen...))
@@ -80,6 +86,7 @@ func newHost(opts options, more ...libp2p.Option) (host.Host, error) {
 	if err != nil {
 		return nil, err
 	}
+	h.SetStreamHandler(perfProtocol, servePerf)
 	h.SetStreamHandler(echoProtocol, func(stream network.Stream) {
 		if _, err := io.Copy(stream, stream); err != nil {
 			_ = stream.Reset()
@@ -115,7 +122,20 @@ func pathOf(conn network.Conn) string {
 	if isCircuit(conn.RemoteMultiaddr()) {
 		return "relayed"
 	}
-	return "direct"
+	if _, err := conn.RemoteMultiaddr().ValueForProtocol(multiaddr.P_QUIC_V1); err == nil {
+		return "direct/quic-v1"
+	}
+	return "direct/tcp"
+}
+
+// pathsTo are those of all connections to a peer.
+func pathsTo(h host.Host, remote peer.ID) []string {
+	paths := []string{}
+	for _, conn := range h.Network().ConnsToPeer(remote) {
+		paths = append(paths, pathOf(conn))
+	}
+	slices.Sort(paths)
+	return paths
 }
 
 func isCircuit(addr multiaddr.Multiaddr) bool {

@@ -19,9 +19,10 @@ import (
 const usage = `usage:
   interop-go relay  [--listen ADDR]... [--limits | --no-limits] [--relay-buffer BYTES]
   interop-go listen [--listen ADDR]... [--relay ADDR]... [--punch]
-  interop-go ping ADDR [--count N] [--punch] [--listen ADDR]... [--relay ADDR]... [--timeout S]
+  interop-go ping ADDR [--count N] [--punch] [--settle S] [--listen ADDR]... [--relay ADDR]... [--timeout S]
   interop-go echo ADDR [--bytes N] [--streams N] [--listen ADDR]... [--relay ADDR]... [--timeout S]
-common: [--key ed25519|ecdsa|secp256k1|rsa] [--security tls|noise]
+  interop-go perf ADDR [--upload N] [--download N] [--listen ADDR]... [--relay ADDR]... [--timeout S]
+common: [--defaults] [--key ed25519|ecdsa|secp256k1|rsa] [--security tls|noise]
 `
 
 // options are the command line, the same for every command; each command reads the ones it knows.
@@ -37,6 +38,10 @@ type options struct {
 	timeout  time.Duration
 	key      string
 	security string
+	defaults bool
+	settle   time.Duration
+	upload   uint64
+	download uint64
 }
 
 // addrs collects a flag that may be given several times.
@@ -94,7 +99,12 @@ func parse(args []string) (command, target string, opts options, err error) {
 	flags.StringVar(&opts.key, "key", "ed25519", "identity key type")
 	flags.StringVar(&opts.security, "security", "", "tls or noise alone (default: both, as shipped)")
 
-	if command == "ping" || command == "echo" {
+	flags.BoolVar(&opts.defaults, "defaults", false, "go-libp2p's own choice of transports, security and resources")
+	flags.Uint64Var(&opts.upload, "upload", 1<<20, "perf: bytes to send")
+	flags.Uint64Var(&opts.download, "download", 1<<20, "perf: bytes to ask for")
+	settle := flags.Float64("settle", 0, "ping --punch: seconds before it counts the connections")
+
+	if command == "ping" || command == "echo" || command == "perf" {
 		if len(args) == 0 {
 			return command, "", opts, errors.New("no ADDR")
 		}
@@ -110,6 +120,7 @@ func parse(args []string) (command, target string, opts options, err error) {
 		return command, target, opts, errors.New("--limits and --no-limits exclude each other")
 	}
 	opts.timeout = time.Duration(*seconds * float64(time.Second))
+	opts.settle = time.Duration(*settle * float64(time.Second))
 	return command, target, opts, nil
 }
 
@@ -132,6 +143,8 @@ func main() {
 		err = runPing(ctx, target, opts)
 	case "echo":
 		err = runEcho(ctx, target, opts)
+	case "perf":
+		err = runPerf(ctx, target, opts)
 	default:
 		err = fmt.Errorf("unknown command %q\n%s", command, usage)
 	}

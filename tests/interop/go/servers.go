@@ -10,6 +10,7 @@ import (
 
 	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/client"
 	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
@@ -73,11 +74,21 @@ func runListen(ctx context.Context, opts options) error {
 	}
 	defer h.Close()
 	emitListening(h)
+	emitConnections(h)
 	if err := reserve(ctx, h, opts); err != nil {
 		return err
 	}
 	<-ctx.Done()
 	return nil
+}
+
+// emitConnections prints the paths to a peer whenever a connection comes or goes.
+func emitConnections(h host.Host) {
+	tell := func(_ network.Network, conn network.Conn) {
+		remote := conn.RemotePeer()
+		emit("connections", map[string]any{"peer": remote.String(), "paths": pathsTo(h, remote)})
+	}
+	h.Network().Notify(&network.NotifyBundle{ConnectedF: tell, DisconnectedF: tell})
 }
 
 func emitListening(h host.Host) {

@@ -40,7 +40,7 @@ export async function serveEcho (libp2p) {
 }
 
 function pathOf (connection) {
-  return connection.remoteAddr.toString().includes('/p2p-circuit') ? 'relayed' : 'direct'
+  return connection.remoteAddr.toString().includes('/p2p-circuit') ? 'relayed' : 'direct/tcp'
 }
 
 export async function echo (connection, bytes, signal) {

@@ -1,22 +1,18 @@
 //! The pinger and the echo client: they dial, do their work, and end.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use futures::{AsyncReadExt as _, AsyncWriteExt as _, StreamExt as _};
-use libp2p::{
-    Multiaddr, PeerId, Stream, Swarm, identify,
-    multiaddr::Protocol,
-    ping,
-    swarm::{ConnectionId, SwarmEvent},
-};
+use libp2p::{Multiaddr, PeerId, Stream, Swarm, identify, multiaddr::Protocol, ping, swarm::SwarmEvent};
+use libp2p_stream::Control;
 use serde_json::json;
 
 use crate::{
-    Failure, emit,
+    Failure,
+    connections::{Connections, path_of},
+    emit,
     options::Options,
+    perf,
     servers::{bind, report_punch},
     swarm::{Behaviour, BehaviourEvent, ECHO, build, is_circuit, relay_of},
 };
@@ -26,21 +22,19 @@ pub async fn ping(options: &Options) -> Result<(), Failure> {
     let (mut swarm, target) = prepare(options).await?;
     swarm.dial(target.clone())?;
     let remote = peer_of(&target)?;
-    let mut paths: HashMap<ConnectionId, &str> = HashMap::new();
+    let mut connections = Connections::default();
     let mut left = options.count;
     let mut identified = false;
     let mut start = Instant::now();
     loop {
         let event = swarm.select_next_some().await;
         report_punch(&event);
+        connections.on_event(&event);
         match event {
-            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. }
-                if peer_id == remote =>
+            SwarmEvent::ConnectionEstablished { peer_id, num_established, .. }
+                if peer_id == remote && num_established.get() == 1 =>
             {
-                if paths.is_empty() {
-                    start = Instant::now();
-                }
-                paths.insert(connection_id, if endpoint.is_relayed() { "relayed" } else { "direct" });
+                start = Instant::now();
             }
             SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received {
                 peer_id,
@@ -55,25 +49,29 @@ pub async fn ping(options: &Options) -> Result<(), Failure> {
                     json!({ "peer": peer, "agent": info.agent_version, "protocols": protocols }),
                 );
             }
-            SwarmEvent::OutgoingConnectionError { error, .. } if paths.is_empty() => return Err(error.into()),
+            SwarmEvent::OutgoingConnectionError { error, .. } if connections.to(&remote).is_empty() => {
+                return Err(error.into());
+            }
             SwarmEvent::ConnectionClosed { peer_id, num_established: 0, cause, .. } if peer_id == remote => {
                 return Err(format!("connection lost: {cause:?}").into());
             }
             SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event { peer, connection, result }))
                 if peer == remote =>
             {
-                let path = paths.get(&connection).copied().unwrap_or("direct");
+                let path = connections.path(&remote, connection);
                 let round_trip = result?;
-                if left > 0 || (options.punch && path == "direct") {
+                if left > 0 || (options.punch && path != "relayed") {
                     emit("pong", json!({ "rtt_ms": round_trip.as_secs_f64() * 1e3, "path": path }));
                 }
                 left = left.saturating_sub(1);
-                if left > 0 || !identified || (options.punch && path != "direct") {
+                if left > 0 || !identified || (options.punch && path == "relayed") {
                     continue;
                 }
                 if options.punch {
                     let seconds = start.elapsed().as_secs_f64();
-                    emit("direct", json!({ "path": "direct/tcp", "seconds": seconds }));
+                    connections.settle(&mut swarm, options.settle).await;
+                    let settled = connections.to(&remote);
+                    emit("direct", json!({ "path": path, "seconds": seconds, "connections": settled }));
                 }
                 emit("done", json!({}));
                 return Ok(());
@@ -85,37 +83,57 @@ pub async fn ping(options: &Options) -> Result<(), Failure> {
 
 /// Sends random bytes through the target's echo, whatever the path, and compares what comes back.
 pub async fn echo(options: &Options) -> Result<(), Failure> {
+    let (bytes, streams) = (options.bytes, options.streams);
+    let (seconds, path) = over_streams(options, async move |control, remote| {
+        futures::future::try_join_all((0..streams).map(|_| {
+            let mut control = control.clone();
+            async move { exchange(control.open_stream(remote, ECHO).await?, bytes).await }
+        }))
+        .await?;
+        Ok(())
+    })
+    .await?;
+    emit("echoed", json!({ "bytes": bytes, "streams": streams, "seconds": seconds, "path": path }));
+    Ok(())
+}
+
+/// Sends so many bytes and asks for so many, as perf.md says.
+pub async fn perf(options: &Options) -> Result<(), Failure> {
+    let (upload, download) = (options.upload, options.download);
+    let (seconds, path) = over_streams(options, async move |mut control, remote| {
+        perf::run(control.open_stream(remote, perf::PROTOCOL).await?, upload, download).await
+    })
+    .await?;
+    emit("perf", json!({ "upload": upload, "download": download, "seconds": seconds, "path": path }));
+    Ok(())
+}
+
+/// Connects to the target and does `work` there; its seconds, and the path.
+async fn over_streams(
+    options: &Options,
+    work: impl AsyncFnOnce(Control, PeerId) -> Result<(), Failure>,
+) -> Result<(f64, &'static str), Failure> {
     let (mut swarm, target) = prepare(options).await?;
     swarm.dial(target.clone())?;
     let remote = peer_of(&target)?;
-    let control = swarm.behaviour().stream.new_control();
     let path = loop {
         match swarm.select_next_some().await {
             SwarmEvent::ConnectionEstablished { peer_id, endpoint, .. } if peer_id == remote => {
-                break if endpoint.is_relayed() { "relayed" } else { "direct" };
+                break path_of(endpoint.get_remote_address());
             }
             SwarmEvent::OutgoingConnectionError { error, .. } => return Err(error.into()),
             _ => {}
         }
     };
     let start = Instant::now();
-    let (bytes, streams) = (options.bytes, options.streams);
-    let exchange = async move {
-        futures::future::try_join_all((0..streams).map(|_| {
-            let mut control = control.clone();
-            async move { exchange(control.open_stream(remote, ECHO).await?, bytes).await }
-        }))
-        .await
-    };
-    tokio::pin!(exchange);
+    let working = work(swarm.behaviour().stream.new_control(), remote);
+    tokio::pin!(working);
     loop {
         tokio::select! {
             _ = swarm.select_next_some() => {}
-            done = &mut exchange => {
+            done = &mut working => {
                 done?;
-                let seconds = start.elapsed().as_secs_f64();
-                emit("echoed", json!({ "bytes": bytes, "streams": streams, "seconds": seconds, "path": path }));
-                return Ok(());
+                return Ok((start.elapsed().as_secs_f64(), path));
             }
         }
     }

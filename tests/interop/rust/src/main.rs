@@ -2,7 +2,9 @@
 //! line that the go, rust and js peers share. Events are JSON lines on stdout.
 
 mod clients;
+mod connections;
 mod options;
+mod perf;
 mod servers;
 mod swarm;
 
@@ -63,6 +65,11 @@ async fn run(options: Options) -> Result<(), Failure> {
         },
         Command::Echo => tokio::select! {
             done = clients::echo(&options) => done,
+            stopped = stop => stopped,
+            _ = tokio::time::sleep(timeout) => clients::timed_out(&options),
+        },
+        Command::Perf => tokio::select! {
+            done = clients::perf(&options) => done,
             stopped = stop => stopped,
             _ = tokio::time::sleep(timeout) => clients::timed_out(&options),
         },

@@ -7,8 +7,9 @@ use libp2p::Multiaddr;
 pub const USAGE: &str = "usage:
   interop-rust relay  [--listen ADDR]... [--limits | --no-limits]
   interop-rust listen [--listen ADDR]... [--relay ADDR]... [--punch]
-  interop-rust ping ADDR [--count N] [--punch] [--listen ADDR]... [--relay ADDR]... [--timeout S]
+  interop-rust ping ADDR [--count N] [--punch] [--settle S] [--listen ADDR]... [--relay ADDR]... [--timeout S]
   interop-rust echo ADDR [--bytes N] [--streams N] [--listen ADDR]... [--relay ADDR]... [--timeout S]
+  interop-rust perf ADDR [--upload N] [--download N] [--listen ADDR]... [--relay ADDR]... [--timeout S]
 common: [--key ed25519|ecdsa|secp256k1] [--security tls|noise]";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -17,6 +18,7 @@ pub enum Command {
     Listen,
     Ping,
     Echo,
+    Perf,
 }
 
 pub struct Options {
@@ -29,6 +31,9 @@ pub struct Options {
     pub count: usize,
     pub bytes: usize,
     pub streams: usize,
+    pub upload: u64,
+    pub download: u64,
+    pub settle: Duration,
     pub timeout: Duration,
     pub key: String,
     pub security: String,
@@ -41,6 +46,7 @@ impl Options {
             Some("listen") => Command::Listen,
             Some("ping") => Command::Ping,
             Some("echo") => Command::Echo,
+            Some("perf") => Command::Perf,
             other => return Err(format!("unknown command {other:?}")),
         };
         let mut options = Options {
@@ -53,11 +59,14 @@ impl Options {
             count: 1,
             bytes: 65536,
             streams: 1,
+            upload: 1 << 20,
+            download: 1 << 20,
+            settle: Duration::ZERO,
             timeout: Duration::from_secs(30),
             key: "ed25519".to_owned(),
             security: String::new(),
         };
-        if matches!(command, Command::Ping | Command::Echo) {
+        if matches!(command, Command::Ping | Command::Echo | Command::Perf) {
             options.target = Some(value("ADDR", args.next())?);
         }
         while let Some(flag) = args.next() {
@@ -70,10 +79,10 @@ impl Options {
                 "--count" => options.count = value(&flag, args.next())?,
                 "--bytes" => options.bytes = value(&flag, args.next())?,
                 "--streams" => options.streams = value(&flag, args.next())?,
-                "--timeout" => {
-                    options.timeout = Duration::try_from_secs_f64(value(&flag, args.next())?)
-                        .map_err(|error| format!("--timeout: {error}"))?;
-                }
+                "--upload" => options.upload = value(&flag, args.next())?,
+                "--download" => options.download = value(&flag, args.next())?,
+                "--timeout" => options.timeout = seconds(&flag, args.next())?,
+                "--settle" => options.settle = seconds(&flag, args.next())?,
                 "--key" => options.key = value(&flag, args.next())?,
                 "--security" => options.security = value(&flag, args.next())?,
                 other => return Err(format!("unexpected argument {other:?}")),
@@ -81,6 +90,10 @@ impl Options {
         }
         Ok(options)
     }
+}
+
+fn seconds(name: &str, text: Option<String>) -> Result<Duration, String> {
+    Duration::try_from_secs_f64(value(name, text)?).map_err(|error| format!("{name}: {error}"))
 }
 
 fn value<T: FromStr<Err: std::fmt::Display>>(name: &str, text: Option<String>) -> Result<T, String> {

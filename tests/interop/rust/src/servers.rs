@@ -10,7 +10,9 @@ use libp2p::{Multiaddr, PeerId, Swarm, dcutr, identify, multiaddr::Protocol, rel
 use serde_json::{Value, json};
 
 use crate::{
-    Failure, emit,
+    Failure,
+    connections::Connections,
+    emit,
     options::Options,
     swarm::{Behaviour, BehaviourEvent, build, is_circuit},
 };
@@ -45,6 +47,7 @@ pub async fn listen(
         swarm.listen_on(relay.clone().with(Protocol::P2pCircuit))?;
     }
     let mut reservations = Reservations::default();
+    let mut connections = Connections::default();
     tokio::pin!(stop);
     loop {
         tokio::select! {
@@ -54,6 +57,10 @@ pub async fn listen(
                 }
                 reservations.on_event(&event);
                 report_punch(&event);
+                if let Some(peer) = connections.on_event(&event) {
+                    let paths = connections.to(&peer);
+                    emit("connections", json!({ "peer": peer.to_string(), "paths": paths }));
+                }
             }
             stopped = &mut stop => return stopped,
         }

@@ -17,6 +17,7 @@ use libp2p_stream as stream;
 use crate::{
     Failure,
     options::{Command, Options},
+    perf,
 };
 
 pub const ECHO: StreamProtocol = StreamProtocol::new("/echo/1.0.0");
@@ -74,6 +75,7 @@ pub fn build(options: &Options) -> Result<Swarm<Behaviour>, Failure> {
         other => return Err(format!("unknown security {other:?}").into()),
     };
     tokio::spawn(serve_echo(swarm.behaviour().stream.new_control()));
+    tokio::spawn(perf::serve(swarm.behaviour().stream.new_control()));
     Ok(swarm)
 }
 
