@@ -31,11 +31,11 @@ help:
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv module (Debian: apt install python3-venv)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q --upgrade 'pip>=25.1'
-	$(PY) -m pip install -q --group build cryptography cffi
+	$(PY) -m pip install -q --group build
 	@mkdir -p .stamps && touch $@
 
 .stamps/build: .stamps/venv $(CORE)
-	$(PY) -m pip install -q --no-build-isolation --no-deps -e .
+	$(PY) -m pip install -q --no-build-isolation -e .
 	@touch $@
 
 .stamps/test: .stamps/build
