@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.interop.build import program
-from tests.interop.peer import Peer
+from tests.interop.peer import Peer, PeerFailed
 from tests.interop.roles import EMBEDDED
 
 from flare._core.udp import Datagrams
@@ -53,7 +53,11 @@ def main() -> int:
         for client, server in pairs:
             for streams in STREAMS:
                 size = args.megabytes * MEGABYTE
-                seconds, cpu = one(client, server, streams, size)
+                try:
+                    seconds, cpu = one(client, server, streams, size)
+                except PeerFailed:  # rust-libp2p's echo drops a stream that comes while it takes another
+                    print(f"left out a run: {client}-{server}, {streams} streams, failed", file=sys.stderr)
+                    continue
                 rates.setdefault((client, server, streams), []).append(
                     (args.megabytes / seconds, (cpu - nothing[client, server]) / (2 * size / 1e9))
                 )
