@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,10 +42,15 @@ def _relay(kind: str, limits: bool) -> list[str]:
 
 @contextmanager
 def listener(
-    kind: str, *, through: str | None = None, key: str | None = None, listen: str = LOOPBACK
+    kind: str,
+    *,
+    through: str | None = None,
+    key: str | None = None,
+    listen: str = LOOPBACK,
+    more: Sequence[str] = (),
 ) -> Iterator[str]:
     """The address of a peer that serves ping, identify and echo: its own, or the one through a relay."""
-    arguments = ["listen", "--listen", listen]
+    arguments = ["listen", "--listen", listen, *more]
     arguments += ["--relay", through] if through else []
     arguments += ["--key", key] if key else []
     with Peer(kind, *arguments, command=EMBEDDED if kind == "flare" else None) as peer:
@@ -70,9 +75,11 @@ def identify(kind: str, target: str) -> Event:
     return identified
 
 
-def session(kind: str, target: str, *, count: int = 1, key: str | None = None) -> Peer:
+def session(
+    kind: str, target: str, *, count: int = 1, key: str | None = None, more: Sequence[str] = ()
+) -> Peer:
     """A pinger that ended well, with all its events."""
-    arguments = ["ping", target, "--count", str(count), "--timeout", "30"]
+    arguments = ["ping", target, "--count", str(count), "--timeout", "30", *more]
     arguments += ["--key", key] if key else []
     with Peer(kind, *arguments, command=EMBEDDED if kind == "flare" else None) as peer:
         peer.finish(40)
@@ -81,18 +88,19 @@ def session(kind: str, target: str, *, count: int = 1, key: str | None = None) -
     return peer
 
 
-def echo(kind: str, target: str, size: int) -> Event:
+def echo(kind: str, target: str, size: int, *, more: Sequence[str] = ()) -> Event:
     """`size` bytes there and back, compared by the peer; its echoed event."""
     command = EMBEDDED if kind == "flare" else None
-    with Peer(kind, "echo", target, "--bytes", str(size), "--timeout", "30", command=command) as peer:
+    with Peer(kind, "echo", target, "--bytes", str(size), "--timeout", "30", *more, command=command) as peer:
         peer.finish(40)
     (echoed,) = peer.named("echoed")
     return echoed
 
 
-def perf(kind: str, target: str, upload: int, download: int) -> Event:
+def perf(kind: str, target: str, upload: int, download: int, *, more: Sequence[str] = ()) -> Event:
     """`upload` bytes there, `download` bytes back, counted by the peer; its perf event."""
     arguments = ["perf", target, "--upload", str(upload), "--download", str(download), "--timeout", "60"]
+    arguments += more
     with Peer(kind, *arguments, command=EMBEDDED if kind == "flare" else None) as peer:
         peer.finish(70)
     (measured,) = peer.named("perf")

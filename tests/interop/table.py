@@ -59,7 +59,8 @@ runs in the lab, across two NATs.
 FOOT = """
 go-libp2p has no /perf/1.0.0 any more, and rust-libp2p's (libp2p-perf) is not released for the newest libp2p:
 what speaks it there is a few lines of our peers' own over their streams. js-libp2p cannot punch (Node has no
-SO_REUSEPORT for outgoing sockets), and has no peer ids of ECDSA keys.
+SO_REUSEPORT for outgoing sockets), and has no peer ids of ECDSA keys. When py-libp2p 0.8.1 dials by QUIC, its
+streams lose the end of what comes, from its own listener too: only ping is tried. Its perf is its own.
 rust-libp2p generates no RSA keys but verifies them. A rust-libp2p relay always announces a limit, so its
 circuits are limited connections even where it enforces none.
 """
