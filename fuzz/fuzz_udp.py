@@ -20,9 +20,17 @@ CORPUS = (
     b"\x40" + bytes(60),
 )
 
-_here = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+
+class Held(socket.socket):
+    """A socket that lives as long as this module does."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
+_here = Held(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 _here.bind(("127.0.0.1", 0))
-_there = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+_there = Held(socket.AF_INET, socket.SOCK_DGRAM)
 _there.bind(("127.0.0.1", 0))
 _datagrams = Datagrams(_here.fileno())
 _engine = AioquicEngine(Identity.generate(), QuicLimits())
