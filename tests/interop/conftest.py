@@ -13,7 +13,9 @@ from tests.interop.table import Place, Table
 class Cell(Protocol):
     """Says which cell of the table a test's outcome belongs to."""
 
-    def __call__(self, section: str, row: str, column: str, cannot: str = "") -> None: ...
+    def __call__(
+        self, section: str, row: str, column: str, cannot: str = "", *, security: str = ""
+    ) -> None: ...
 
 
 HERE = Path(__file__).parent
@@ -47,13 +49,15 @@ def _parameters(item: pytest.Item) -> set[object]:
 def cell(request: pytest.FixtureRequest) -> Cell:
     """`cell(section, row, column)` says which cell of the table the test's outcome belongs to.
 
-    With `cannot`, the test passes when it sees fail what that says.
+    `security`: tls or noise, where its section tells them apart. With `cannot`, the test passes when it
+    sees fail what that says.
 
     Fails the test when a peer among its parameters could not be built, with the builder's words.
     """
 
-    def note(section: str, row: str, column: str, cannot: str = "") -> None:
-        request.node.user_properties.append(("interop", Place(section, row, column, cannot)))
+    def note(section: str, row: str, column: str, cannot: str = "", *, security: str = "") -> None:
+        named = {"tls": "TLS", "noise": "Noise"}.get(security, security)
+        request.node.user_properties.append(("interop", Place(section, row, column, named, cannot)))
         parameters = _parameters(request.node)
         for kind, reason in _broken.items():
             if kind in parameters:

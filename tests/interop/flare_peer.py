@@ -4,7 +4,7 @@
     flare_peer.py ping ADDR [--count N] [--punch] [--settle S] [--listen ADDR]... [--timeout S]
     flare_peer.py echo ADDR [--bytes N] [--streams N] [--timeout S]
     flare_peer.py perf ADDR [--upload N] [--download N] [--timeout S]
-    common: [--key ed25519|ecdsa|secp256k1|rsa]
+    common: [--key ed25519|ecdsa|secp256k1|rsa] [--security tls|noise]
 
 What the `flare` command does is tested with the command itself; this serves an echo and perf, and can stay
 after a hole punch to see which connections are left.
@@ -19,6 +19,7 @@ import sys
 import time
 
 import flare
+from flare.config import SECURITY, Config
 from flare.events import ConnectionLost, ConnectionOpened, PeerIdentified, ReservationAccepted
 from flare.protocols import perf, ping
 
@@ -49,6 +50,7 @@ def parse() -> argparse.Namespace:
         command.add_argument("--settle", type=float, default=0.0)
         command.add_argument("--timeout", type=float, default=30.0)
         command.add_argument("--key", default="ed25519")
+        command.add_argument("--security", choices=SECURITY)
     return parser.parse_args()
 
 
@@ -151,7 +153,10 @@ async def exchange(stream: flare.Stream, sent: bytes) -> None:
 async def main(args: argparse.Namespace) -> None:
     """Do what the command line says."""
     identity = flare.Identity.generate(kind=args.key)
-    async with flare.Host(identity=identity, listen=args.listen, relays=args.relay, punch=args.punch) as host:
+    config = Config(security=(args.security,) if args.security else SECURITY)
+    async with flare.Host(
+        identity=identity, listen=args.listen, relays=args.relay, punch=args.punch, config=config
+    ) as host:
         if args.command == "listen":
             await listen(host)
             return

@@ -17,9 +17,9 @@ EMBEDDED = (sys.executable, str(Path(__file__).parent / "flare_peer.py"))
 
 
 @contextmanager
-def relay(kind: str, *, limits: bool = False, listen: str = LOOPBACK) -> Iterator[str]:
-    """The address of a relay that runs on loopback meanwhile."""
-    with Peer(*_relay(kind, limits), "--listen", listen) as peer:
+def relay(kind: str, *, limits: bool = False, listen: str = LOOPBACK, security: str = "") -> Iterator[str]:
+    """The address of a relay that runs on loopback meanwhile; `security` is tls or noise alone."""
+    with Peer(*_relay(kind, limits), "--listen", listen, *_secured(security)) as peer:
         yield _first(peer, peer.expect("listening"))
 
 
@@ -47,10 +47,11 @@ def listener(
     through: str | None = None,
     key: str | None = None,
     listen: str = LOOPBACK,
+    security: str = "",
     more: Sequence[str] = (),
 ) -> Iterator[str]:
     """The address of a peer that serves ping, identify and echo: its own, or the one through a relay."""
-    arguments = ["listen", "--listen", listen, *more]
+    arguments = ["listen", "--listen", listen, *_secured(security), *more]
     arguments += ["--relay", through] if through else []
     arguments += ["--key", key] if key else []
     with Peer(kind, *arguments, command=EMBEDDED if kind == "flare" else None) as peer:
@@ -64,22 +65,30 @@ def listener(
         yield _first(peer, reserved)
 
 
-def ping(kind: str, target: str, *, count: int = 3, key: str | None = None) -> list[Event]:
+def ping(
+    kind: str, target: str, *, count: int = 3, key: str | None = None, security: str = ""
+) -> list[Event]:
     """The pongs of one pinger that ended well."""
-    return session(kind, target, count=count, key=key).named("pong")
+    return session(kind, target, count=count, key=key, security=security).named("pong")
 
 
-def identify(kind: str, target: str) -> Event:
+def identify(kind: str, target: str, *, security: str = "") -> Event:
     """What a peer of `kind` learns of `target` by identify: its agent and protocols."""
-    (identified,) = session(kind, target).named("identified")
+    (identified,) = session(kind, target, security=security).named("identified")
     return identified
 
 
 def session(
-    kind: str, target: str, *, count: int = 1, key: str | None = None, more: Sequence[str] = ()
+    kind: str,
+    target: str,
+    *,
+    count: int = 1,
+    key: str | None = None,
+    security: str = "",
+    more: Sequence[str] = (),
 ) -> Peer:
     """A pinger that ended well, with all its events."""
-    arguments = ["ping", target, "--count", str(count), "--timeout", "30", *more]
+    arguments = ["ping", target, "--count", str(count), "--timeout", "30", *_secured(security), *more]
     arguments += ["--key", key] if key else []
     with Peer(kind, *arguments, command=EMBEDDED if kind == "flare" else None) as peer:
         peer.finish(40)
@@ -88,10 +97,11 @@ def session(
     return peer
 
 
-def echo(kind: str, target: str, size: int, *, more: Sequence[str] = ()) -> Event:
+def echo(kind: str, target: str, size: int, *, security: str = "", more: Sequence[str] = ()) -> Event:
     """`size` bytes there and back, compared by the peer; its echoed event."""
     command = EMBEDDED if kind == "flare" else None
-    with Peer(kind, "echo", target, "--bytes", str(size), "--timeout", "30", *more, command=command) as peer:
+    arguments = ["echo", target, "--bytes", str(size), "--timeout", "30", *_secured(security), *more]
+    with Peer(kind, *arguments, command=command) as peer:
         peer.finish(40)
     (echoed,) = peer.named("echoed")
     return echoed
@@ -105,6 +115,10 @@ def perf(kind: str, target: str, upload: int, download: int, *, more: Sequence[s
         peer.finish(70)
     (measured,) = peer.named("perf")
     return measured
+
+
+def _secured(security: str) -> list[str]:
+    return ["--security", security] if security else []
 
 
 def _first(peer: Peer, event: Event) -> str:

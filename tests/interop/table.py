@@ -73,6 +73,7 @@ class Place:
     section: str
     row: str
     column: str
+    security: str = ""  # "TLS" or "Noise" alone: a column of its own, where a section knows it
     cannot: str = field(default="", compare=False)  # why a test that passes saw it fail
 
 
@@ -94,12 +95,14 @@ class Table:
             places = [place for place in self.verdicts if place.section == section]
             if not places:
                 continue
-            rows = list(dict.fromkeys(place.row for place in places))
+            rows = list(dict.fromkeys((place.row, place.security) for place in places))
             columns = list(dict.fromkeys(place.column for place in places))
-            parts.append(f"\n## {section}\n\n| | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}\n")
-            for row in rows:
-                cells = " | ".join(self._cell(Place(section, row, column)) for column in columns)
-                parts.append(f"| {row} | {cells} |\n")
+            told = any(place.security for place in places)
+            heads = ["", *(["security"] if told else []), *columns]
+            parts.append(f"\n## {section}\n\n| {' | '.join(heads)} |\n{'|---' * len(heads)}|\n")
+            for row, security in rows:
+                cells = [self._cell(Place(section, row, column, security)) for column in columns]
+                parts.append(f"| {' | '.join([row, *([security or 'either'] if told else []), *cells])} |\n")
         return "".join([*parts, FOOT])
 
     def _cell(self, place: Place) -> str:

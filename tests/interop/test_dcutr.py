@@ -17,16 +17,16 @@ SETTLE = 2.0  # seconds in which what a hole punch made too much must have gone
 PATHS = {"tcp": "direct/tcp", "quic": "direct/quic-v1"}
 
 
-def _listener(kind: str) -> str:
-    return LISTENER if kind == "flare" else f"{_command(kind)} {LISTEN}"
+def _listener(kind: str, security: str) -> str:
+    return f"{LISTENER if kind == 'flare' else f'{_command(kind)} {LISTEN}'} {security}"
 
 
-def _dialer(kind: str) -> str:
-    return DIALER if kind == "flare" else f"{_command(kind)} {PING}"
+def _dialer(kind: str, security: str) -> str:
+    return f"{DIALER if kind == 'flare' else f'{_command(kind)} {PING}'} {security}"
 
 
-def _relay(kind: str) -> str:
-    return RELAY if kind == "flare" else f"{_command(kind)} " + "relay --listen {listen}"
+def _relay(kind: str, security: str) -> str:
+    return f"{RELAY if kind == 'flare' else f'{_command(kind)} relay --listen {{listen}}'} {security}"
 
 
 def _command(kind: str) -> str:
@@ -56,18 +56,19 @@ def _row(listener: str, dialer: str) -> str:
 
 
 @pytest.mark.parametrize(("relay", "listener", "dialer"), _meetings())
-@pytest.mark.parametrize("transport", PATHS)
-def test_punch(transport: str, relay: str, listener: str, dialer: str, cell: Cell) -> None:
+@pytest.mark.parametrize(("transport", "security"), [("tcp", "tls"), ("tcp", "noise"), ("quic", "")])
+def test_punch(transport: str, security: str, relay: str, listener: str, dialer: str, cell: Cell) -> None:
     """The listener starts DCUtR; who dialled the relayed connection answers."""
-    cell(PUNCH[transport], _row(listener, dialer), f"{NAMES[relay]} relay")
+    cell(PUNCH[transport], _row(listener, dialer), f"{NAMES[relay]} relay", security=security)
+    secured = f"--security {security}" if security else ""
     result = meet(
         Plan(
             a=NAT,
             b=NAT,
             transport=transport,
-            relay_command=_relay(relay),
-            listener_command=_listener(listener),
-            dialer_command=_dialer(dialer),
+            relay_command=_relay(relay, secured),
+            listener_command=_listener(listener, secured),
+            dialer_command=_dialer(dialer, secured),
         )
     )
     assert (result.outcome, result.path) == ("direct", PATHS[transport]), _story(result)

@@ -22,13 +22,18 @@ def _circuits() -> list[tuple[str, str, str]]:
     ]
 
 
+@pytest.mark.parametrize("security", ["tls", "noise"])
 @pytest.mark.parametrize(("relay", "listener", "dialer"), _circuits())
-def test_circuit(relay: str, listener: str, dialer: str, cell: Cell) -> None:
-    cell(through(relay), f"{NAMES[listener]} listens", f"{NAMES[dialer]} dials")
-    with roles.relay(relay) as hop, roles.listener(listener, through=hop) as address:
-        pongs = roles.ping(dialer, address, count=2)
+def test_circuit(relay: str, listener: str, dialer: str, security: str, cell: Cell) -> None:
+    """To the relay and, end to end, inside the circuit."""
+    cell(through(relay), f"{NAMES[listener]} listens", f"{NAMES[dialer]} dials", security=security)
+    with (
+        roles.relay(relay, security=security) as hop,
+        roles.listener(listener, through=hop, security=security) as address,
+    ):
+        pongs = roles.ping(dialer, address, count=2, security=security)
         assert [pong["path"] for pong in pongs] == ["relayed", "relayed"]
-        echoed = roles.echo(dialer, address, MEGABYTE)
+        echoed = roles.echo(dialer, address, MEGABYTE, security=security)
         assert (echoed["bytes"], echoed["path"]) == (MEGABYTE, "relayed")
 
 

@@ -65,16 +65,16 @@ export async function pong (connection, signal) {
   const start = performance.now()
   stream.send(sent)
   let received = Buffer.alloc(0)
-  for await (const chunk of stream) {
+  let elapsed
+  for await (const chunk of stream) { // to its end: until then js-libp2p allows no second ping stream
     received = Buffer.concat([received, chunk.subarray()])
-    if (received.byteLength >= PING_BYTES) {
-      break
+    if (elapsed == null && received.byteLength >= PING_BYTES) {
+      elapsed = performance.now() - start
+      await stream.close({ signal })
     }
   }
-  const elapsed = performance.now() - start
   if (!sent.equals(received)) {
     throw new Error('the pong is not the ping\'s')
   }
-  await stream.close({ signal })
   return { rtt_ms: elapsed, path: pathOf(connection) }
 }
