@@ -113,7 +113,7 @@ async def test_figures_are_of_what_happened() -> None:
         inbound = {
             "dir": "inbound",
             "transport": "tcp",
-            "security": "/noise",
+            "security": "/tls/1.0.0",
             "muxer": "/yamux/1.0.0",
             "early_muxer": "false",
             "ip_version": "ip4",

@@ -102,7 +102,7 @@ choose()
 def hkdf_expand_label(const uint8_t[::1] secret not None, bytes label not None, size_t size):
     cdef uint8_t out[SECRET_MAX]
     if secret.shape[0] not in (32, 48) or size > <size_t>secret.shape[0] or len(label) > LABEL_MAX:
-        raise UsageError("a secret has 32 or 48 bytes, a label 16 at most, and no more come out than the hash has")
+        raise UsageError("a secret has 32 or 48 bytes, a label at most 16, and no more come out")
     if expand_label(<int>secret.shape[0], &secret[0], label, out, size) < 0:
         raise MemoryError("HMAC failed")
     return PyBytes_FromStringAndSize(<const char*>out, size)
