@@ -72,6 +72,20 @@ class TestQuicPunch:
             assert not a.quic.connections
 
     @aio
+    async def test_what_comes_just_before_the_end_is_not_lost(self) -> None:
+        """The server's patience with its client's choice outlasts the punch."""
+        async with QuicNode() as a, QuicNode() as b:
+            punching = asyncio.ensure_future(
+                QuicPunch(b.quic, timeouts=SHORT)(
+                    a.peer_id, [bare(a)], time.monotonic_ns(), role=SERVER, rtt_ns=300 * MS
+                )
+            )
+            await asyncio.sleep(0.2)
+            near = await a.quic.dial(b.addr, expected_peer=b.peer_id)
+            assert (await punching).remote_peer == a.peer_id
+            assert not near.closed
+
+    @aio
     async def test_somebody_else_at_the_address(self) -> None:
         async with QuicNode() as a, QuicNode() as b:
             with pytest.raises(PunchFailed, match="expected peer"):

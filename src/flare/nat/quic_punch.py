@@ -132,10 +132,10 @@ class _Race:
                     if self._client or loop.time() >= choose_at:
                         self._kept = still_open[0]
                         return self._kept
-                if loop.time() >= end or (self._client and not self._tasks and not still_open):
+                elif loop.time() >= end or (self._client and not self._tasks):
                     raise PunchFailed(self._reason(len(addrs)))
                 try:
-                    async with asyncio.timeout_at(min(choose_at, end) if still_open else end):
+                    async with asyncio.timeout_at(choose_at if still_open else end):
                         await self._changed.wait()
                 except TimeoutError:
                     continue
