@@ -189,6 +189,17 @@ class StatusLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """What one HTTP request of ours may cost: whoever answers may be hostile."""
+
+    timeout: float = 10.0  # all of it, redirects too
+    connect: float = 4.0  # to one address, before the next is tried
+    max_head: int = 16 * KIB  # the header fields; those of chunks and trailers are counted with them
+    max_body: int = 1 * MIB
+    max_redirects: int = 3  # of a GET
+
+
+@dataclass(frozen=True, slots=True)
 class PunchConfig:
     """Hole punching (DCUtR.md)."""
 
