@@ -348,6 +348,25 @@ class TestEnds:
             other.read()
         assert circuit.results == [SpliceResult("link", 0, 0)]
 
+    @pytest.mark.parametrize("how", ["reset", "lost", "cancelled"])
+    def test_what_waits_is_dropped_though_somebody_holds_the_streams(self, how: str) -> None:
+        circuit = Circuit(send_high_water=64 * 1024, sndbuf=16_384)
+        splicing = circuit.join()
+        for _ in range(300):
+            circuit.near.write(bytes(64 * 1024))
+            circuit.run(1)
+        assert circuit.left.b.stats.buffered > 0, "nobody reads, and the relay holds a window"
+        if how == "reset":
+            circuit.near.reset()
+        elif how == "lost":
+            circuit.left.a.abort("gone")
+        else:
+            splicing.cancel()
+        circuit.run()
+        assert circuit.left.b.stats.buffered == 0
+        assert circuit.results[0].reason in ("reset", "link", "cancelled")
+        circuit.close()
+
     def test_a_sender_that_half_closed_and_left_is_delivered_in_full(self) -> None:
         circuit = Circuit(sndbuf=16_384)
         circuit.join()

@@ -47,6 +47,7 @@ from flare._core.yamux cimport (
     stream,
     stream_close_write,
     stream_credit,
+    stream_discard,
     stream_hooks,
     stream_peek,
     stream_reset,
@@ -204,6 +205,8 @@ cdef void finish(splice_pair* p, int reason) noexcept nogil:
     if reason != DONE_CLOSED:
         stream_reset(a)
         stream_reset(b)
+        stream_discard(a)  # what waits here is for nobody, and whoever holds the streams may do so for long
+        stream_discard(b)
     notify(p.core, &p.node, 1)
 
 
