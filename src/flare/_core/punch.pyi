@@ -51,7 +51,6 @@ def punch(
     listener_fd: int = -1,
     listen: bool = True,
     cancel_fd: int = -1,
-    seed: int = 0,
     speaks_first: bool = True,
 ) -> PunchResult:
     """Connect from `local` to all `targets` at once at `deadline_ns` and return the socket to keep.
@@ -61,9 +60,7 @@ def punch(
     for each target) is listened on meanwhile, by `listener_fd` (non-blocking; it stays the caller's, who
     may go on accepting) or, with `listen`, by a listener made for it. A peer that comes before the
     deadline is taken at once. The punch ends `timeout_ns` after the deadline, or when `cancel_fd` becomes
-    readable. `rtt_ns` spaces connects
-    after failures other than a RST (0: 500 ms assumed); `seed` makes the waits after a RST repeatable
-    (0: random).
+    readable. `rtt_ns` spaces connects after failures other than a RST (0: 500 ms assumed).
 
     `speaks_first` must differ between the two sides, since several pairs of addresses may connect at
     nearly the same time and both sides must keep the same one: the side that sends first (the client of

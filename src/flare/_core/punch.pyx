@@ -111,10 +111,10 @@ class PunchAttemptFailed(PunchFailed):
 
 def punch(
     local, targets, int64_t deadline_ns, *, int64_t timeout_ns, int64_t rtt_ns=0, int listener_fd=-1,
-    listen=True, int cancel_fd=-1, uint64_t seed=0, bint speaks_first=True,
+    listen=True, int cancel_fd=-1, bint speaks_first=True,
 ):
     attempt = Attempt(local, targets, listener_fd, listen, cancel_fd, speaks_first)
-    attempt.set_times(deadline_ns, timeout_ns, rtt_ns, seed)
+    attempt.set_times(deadline_ns, timeout_ns, rtt_ns)
     return attempt.make()
 
 
@@ -196,7 +196,7 @@ cdef class Attempt:
                     self.p.listeners[side] = -1
         return 0
 
-    cdef int set_times(self, int64_t deadline, int64_t timeout, int64_t rtt, uint64_t seed) except -1:
+    cdef int set_times(self, int64_t deadline, int64_t timeout, int64_t rtt) except -1:
         cdef int64_t now = flare_now()
         if deadline - now > MAX_AHEAD_NS:
             raise UsageError("a deadline more than 60 s ahead")
@@ -207,7 +207,7 @@ cdef class Attempt:
         self.p.deadline = deadline
         self.p.end = max(deadline, now) + timeout
         self.p.rtt = rtt or RTT_UNKNOWN
-        self.p.random = seed or int.from_bytes(os.urandom(8), "little")
+        self.p.random = int.from_bytes(os.urandom(8), "little")
         if deadline - now > SPIN:
             self.p.timer_fd = flare_timer(deadline - SPIN)
         return 0
