@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/connmgr"
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
@@ -97,7 +98,8 @@ func newHost(opts options, more ...libp2p.Option) (host.Host, error) {
 	return h, nil
 }
 
-// noResourceLimits is what a relay without limits needs besides the relay's own: no cap on connections or streams.
+// noResourceLimits is what a relay without limits needs besides the relay's own: no cap on connections or streams,
+// and nobody who trims those that are idle to the 160 that go-libp2p keeps.
 func noResourceLimits() (libp2p.Option, error) {
 	manager, err := rcmgr.NewResourceManager(rcmgr.NewFixedLimiter(rcmgr.InfiniteLimits),
 		rcmgr.WithLimitPerSubnet([]rcmgr.ConnLimitPerSubnet{}, []rcmgr.ConnLimitPerSubnet{}),
@@ -105,7 +107,7 @@ func noResourceLimits() (libp2p.Option, error) {
 	if err != nil {
 		return nil, err
 	}
-	return libp2p.ResourceManager(manager), nil
+	return libp2p.ChainOptions(libp2p.ResourceManager(manager), libp2p.ConnectionManager(connmgr.NullConnMgr{})), nil
 }
 
 // withPeer gives the host's addresses, each ending in its /p2p.
