@@ -3,7 +3,7 @@
     python -m benchmarks.relay [--parts bytes,many,latency,connections,cores] [--relays climit,flare,go,...]
                                [--message 1024,16384,...] [--security noise,tls] [--circuits 1000]
                                [--quick] [--runs 3] [--seconds 0.8] [--warmup 0.4] [--congestion reno]
-                               [--realtime] [--json FILE] [--publish]
+                               [--realtime] [--libcrypto FILE] [--json FILE] [--publish]
 
 Each relay runs as a process of its own pinned to one core, the load on another; runs are interleaved, and
 the tables give medians with their range. CPU time is the relay's process's, user and system, as the kernel
@@ -65,6 +65,9 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--congestion", metavar="NAME", help="TCP's, in a network namespace of our own")
     made.add_argument("--realtime", action="store_true", help="let nothing else run meanwhile (root)")
+    made.add_argument(
+        "--libcrypto", type=Path, metavar="FILE", help="flare also with this one, for AES-GCM from 3.1 on"
+    )
     made.add_argument("--json", type=Path, metavar="FILE", help="keep every observation")
     made.add_argument("--publish", action="store_true", help="rewrite the documents' tables and the chart")
     return made
@@ -76,7 +79,11 @@ def plan_of(args: argparse.Namespace) -> Plan:
     messages = tuple(map(int, args.message)) if args.message else base.messages
     plan = replace(
         base,
-        relays=args.relays or base.relays,
+        relays=tuple(
+            relay
+            for relay in args.relays or base.relays
+            if relay != relays.FLARE_NEWER or args.libcrypto is not None
+        ),
         security=args.security or base.security,
         messages=messages,
         circuits=tuple(map(int, args.circuits)) if args.circuits else base.circuits,
@@ -95,9 +102,8 @@ def plan_of(args: argparse.Namespace) -> Plan:
     return plan
 
 
-def measure(plan: Plan, parts: tuple[str, ...]) -> list[Observation]:
-    """Everything, run after run of all relays."""
-    seen = []
+def measure(plan: Plan, parts: tuple[str, ...], seen: list[Observation]) -> None:
+    """Everything, run after run of all relays, into `seen`."""
     for part in parts:
         for run in range(1, plan.runs + 1):
             for job in PARTS[part](plan):
@@ -106,7 +112,6 @@ def measure(plan: Plan, parts: tuple[str, ...]) -> list[Observation]:
                     print(
                         f"{part} {each.case}, {named(each.relay)}, run {run}: {_line(each)}", file=sys.stderr
                     )
-    return seen
 
 
 def _line(each: Observation) -> str:
@@ -131,12 +136,24 @@ def about(plan: Plan, seconds: float) -> dict[str, object]:
         "python": platform.python_version(),
         "libcrypto": ssl.OPENSSL_VERSION,
         "records": aead.backend(),
+        **({"newer": newer} if (newer := newer_libcrypto()) else {}),
         "congestion": CONGESTION.read_text().strip(),
         "runs": plan.runs,
         "seconds": plan.seconds,
         "versions": {relay: relays.version(relay) for relay in plan.relays if relays.version(relay)},
         "took_s": round(seconds),
     }
+
+
+def newer_libcrypto() -> str:
+    """The libcrypto of --libcrypto by its version, as flare takes it, or nothing."""
+    if relays.NEWER_LIBCRYPTO not in os.environ:
+        return ""
+    env = {**os.environ, "FLARE_LIBCRYPTO": os.environ[relays.NEWER_LIBCRYPTO]}
+    script = "from flare._core import aead; print(aead.backend())"
+    return subprocess.run(
+        [sys.executable, "-c", script], env=env, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def isolated(congestion: str) -> int:
@@ -154,6 +171,8 @@ def main() -> int:
     """Run everything, print the tables."""
     args = parser().parse_args()
     plan = plan_of(args)
+    if args.libcrypto is not None:
+        os.environ[relays.NEWER_LIBCRYPTO] = str(args.libcrypto.resolve(strict=True))
     relays.prepare(plan.relays)
     if args.congestion and INSIDE not in os.environ:
         return isolated(args.congestion)
@@ -161,10 +180,13 @@ def main() -> int:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))  # which the processes inherit
     relays.raise_file_limit()
     start = time.monotonic()
-    seen = measure(plan, args.parts)
-    results = Results(about(plan, time.monotonic() - start), tuple(seen))
-    if args.json:
-        results.save(args.json)
+    seen: list[Observation] = []
+    try:
+        measure(plan, args.parts, seen)
+    finally:
+        results = Results(about(plan, time.monotonic() - start), tuple(seen))
+        if args.json:
+            results.save(args.json)
     print(report.shown(results))
     if args.publish:
         report.publish(results)

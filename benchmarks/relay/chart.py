@@ -52,8 +52,9 @@ def panels(results: Results) -> list[Panel]:
     )
     made = []
     for part, case, name, title, unit in wanted:
-        found = [(relay, results.median(part, case, relay, name)) for relay in results.relays(part)]
-        bars = [(relay, value) for relay, value in found if value is not None and relay != relays.GO_BUFFERED]
+        shown = [relay for relay in results.relays(part) if relay not in relays.BYTES_ONLY]
+        found = [(relay, results.median(part, case, relay, name)) for relay in shown]
+        bars = [(relay, value) for relay, value in found if value is not None]
         if bars:
             made.append(Panel(title, unit, sorted(bars, key=lambda bar: (bar[0] != relays.LIMIT, bar[1]))))
     return made

@@ -101,7 +101,7 @@ class Clients:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError("the clients' process ended")
+            raise ConnectionError("the clients' process ended")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -149,7 +149,7 @@ def _step(
     idle_cpu = cpu_seconds(pid) - idle_cpu
     minutes = (time.monotonic() - began) / 60
     if clients.count() < done["open"]:
-        raise RuntimeError(f"{done['open'] - clients.count()} idle connections were lost")
+        raise ConnectionError(f"{done['open'] - clients.count()} idle connections were lost")
     return Step(
         connections=done["open"],
         failed=done["failed"],
@@ -173,7 +173,7 @@ def _started(words: Sequence[str]) -> Iterator[tuple[int, int]]:
         text = output.readline().decode()
         found = re.search(r"/ip4/127\.0\.0\.1/tcp/(\d+)", text)
         if found is None:
-            raise RuntimeError(f"{words[-1]} began with {text!r}, and no address")
+            raise ConnectionError(f"{words[-1]} began with {text!r}, and no address")
         # relays that tell of each reservation would block on a full pipe
         threading.Thread(target=lambda: [None for _ in output], daemon=True).start()
         yield relay.pid, int(found[1])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from benchmarks.relay.relays import FLARE, LIMIT
+from benchmarks.relay.relays import FLARE, FLARE_NEWER, LIMIT
 from benchmarks.relay.results import Results, Spread
 from benchmarks.relay.tables import number, table
 
@@ -66,17 +66,28 @@ def _beyond(relay: str) -> Callable[[Results], list[tuple[str, Spread | None]]]:
     return lambda results: [("16 KiB", _cost(results, "noise/16384", relay, FLARE))]
 
 
+def _gcm_relay(results: Results) -> str:
+    """flare with the libcrypto of --libcrypto, if there was one."""
+    return FLARE_NEWER if FLARE_NEWER in results.relays("bytes") else FLARE
+
+
 def _tls(results: Results) -> list[tuple[str, Spread | None]]:
-    pair = ("tls/16384", FLARE), ("noise/16384", FLARE)
+    relay = _gcm_relay(results)
+    pair = ("tls/16384", relay), ("noise/16384", relay)
     return [("16 KiB", results.ratio("bytes", "cpu_s_per_gb", *pair))]
 
 
+def _records(results: Results) -> str:
+    """Whose cipher that relay uses: "libcrypto 3.5.8"."""
+    return str(results.about.get("newer" if _gcm_relay(results) == FLARE_NEWER else "records", "what?"))
+
+
 def _libcrypto(results: Results) -> str:
-    return f"with {results.about.get('records', 'what?')}"
+    return f"with {_records(results)}"
 
 
 def _fast_gcm(results: Results) -> bool:
-    version = str(results.about.get("records", "")).removeprefix("libcrypto ")
+    version = _records(results).removeprefix("libcrypto ")
     return version[:1].isdigit() and tuple(map(int, version.split(".")[:2])) >= FAST_GCM
 
 

@@ -119,7 +119,7 @@ def many_jobs(plan: Plan) -> Iterator[Job]:
         for relay in plan.relays:
             if relay in (relays.LIMIT, relays.FLARE):
                 yield _many_job(relay, count, plan)
-    for relay in _without_buffers(plan):
+    for relay in _plain(plan):
         yield _many_job(relay, most, plan)
 
 
@@ -147,7 +147,7 @@ def _many(got: Measured) -> Values:
 def latency_jobs(plan: Plan) -> Iterator[Job]:
     """A ping-pong circuit beside bulk circuits that saturate the relay, and beside none."""
     for count in BESIDE:
-        for relay in _without_buffers(plan):
+        for relay in _plain(plan):
             yield Job("latency", relay, (f"{count} bulk",), functools.partial(_beside, relay, count, plan))
 
 
@@ -171,14 +171,14 @@ def _latency(got: Measured) -> Values:
     }
 
 
-def _without_buffers(plan: Plan) -> list[str]:
-    """What another copy buffer changes, the bytes part shows."""
-    return [relay for relay in plan.relays if relay != relays.GO_BUFFERED]
+def _plain(plan: Plan) -> list[str]:
+    """The relays without the variants that the bytes part shows."""
+    return [relay for relay in plan.relays if relay not in relays.BYTES_ONLY]
 
 
 def connections_jobs(plan: Plan) -> Iterator[Job]:
     """Handshakes, and what connections with a reservation cost that do nothing (connections.py)."""
-    for relay in _without_buffers(plan):
+    for relay in _plain(plan):
         if relay == relays.LIMIT:
             continue
         # At a hundred handshakes a second the slow ones would take all the time there is.

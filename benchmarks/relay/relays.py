@@ -29,10 +29,12 @@ from flare.wire.multiaddr import Multiaddr
 ROOT = Path(__file__).resolve().parent.parent.parent
 START_TIMEOUT = 60.0  # seconds; a py-libp2p relay imports for several
 LISTEN = ("--listen", "/ip4/127.0.0.1/tcp/0", "--no-limits")
-LIMIT, FLARE, GO_BUFFERED = "climit", "flare", "go-16k"
-ALL = (LIMIT, FLARE, "go", GO_BUFFERED, "rust", "js", "py")
+LIMIT, FLARE, FLARE_NEWER, GO_BUFFERED = "climit", "flare", "flare-newer", "go-16k"
+ALL = (LIMIT, FLARE, FLARE_NEWER, "go", GO_BUFFERED, "rust", "js", "py")
 SLOW = ("js", "py")
-NAMES = {LIMIT: "C limit", GO_BUFFERED: "go, 16 KiB buffer"}
+BYTES_ONLY = (FLARE_NEWER, GO_BUFFERED)  # variants whose difference the bytes part shows
+NAMES = {LIMIT: "C limit", FLARE_NEWER: "flare, newer libcrypto", GO_BUFFERED: "go, 16 KiB buffer"}
+NEWER_LIBCRYPTO = "FLARE_BENCH_LIBCRYPTO"  # the file that flare-newer takes its cipher from (--libcrypto)
 LIMIT_RECORDS = {
     "noise": "noise",
     "tls": "tls-aes128",
@@ -41,7 +43,7 @@ LIMIT_RECORDS = {
 
 def command(relay: str, security: str = "noise", threads: int = 0) -> list[str]:
     """How to start a relay. go-16k: go with a copy buffer of 16 KiB, not 2. threads: flare's data threads."""
-    if relay == FLARE:
+    if relay in (FLARE, FLARE_NEWER):
         more = ["--threads", str(threads)] if threads else []
         return [sys.executable, "-m", "flare", "relay", *LISTEN, *more, "--json"]
     more = ["--relay-buffer", "16384"] if relay == GO_BUFFERED else []
@@ -65,7 +67,7 @@ def version(relay: str) -> str:
     """What of it is measured."""
     if relay == LIMIT:
         return ""
-    return __version__ if relay == FLARE else build.version(relay.partition("-")[0])
+    return __version__ if relay in (FLARE, FLARE_NEWER) else build.version(relay.partition("-")[0])
 
 
 def cores() -> list[int]:
@@ -117,6 +119,10 @@ def running(
         words = command(relay, security, threads)
     prefix = [] if core is None else pinned(core)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+    if relay == FLARE_NEWER:
+        if NEWER_LIBCRYPTO not in env:
+            raise ConnectionError("no --libcrypto was given")
+        env["FLARE_LIBCRYPTO"] = env[NEWER_LIBCRYPTO]
     # To a file: a pipe that nobody empties would stop a relay that reports each reservation.
     with tempfile.TemporaryFile() as said:
         server = subprocess.Popen(

@@ -96,6 +96,10 @@ def test_the_goal_for_aes_holds_where_libcrypto_is_new() -> None:
     assert goal("AES-GCM", results()) == "yes"
     old = Results({**ABOUT, "records": "libcrypto 3.0.19"}, results().observations)
     assert goal("AES-GCM", old) == "not tested"
+    newer = tuple(observations({"flare": 2.0, "flare-newer": 1.0}))
+    beside = Results({**ABOUT, "records": "libcrypto 3.0.19", "newer": "libcrypto 3.5.9"}, newer)
+    assert goal("AES-GCM", beside) == "yes"
+    assert "with libcrypto 3.5.9" in judged(beside)
 
 
 def test_two_threads_are_judged_where_there_are_cores_for_them() -> None:
