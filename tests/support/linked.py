@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -88,6 +89,7 @@ class End:
         self.relay: PeerId | None = None
         self.path = "direct/tcp"
         self.timeouts = Timeouts()
+        self.opened_at = time.time()
         self.closed = False
         self.close_reason: BaseException | None = None
         self.handlers: dict[str, Handler] = {}

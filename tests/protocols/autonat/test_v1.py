@@ -8,6 +8,7 @@ import pytest
 
 from flare.errors import NetworkError, ProtocolViolation, StreamReset
 from flare.protocols.autonat import V1_PROTOCOL
+from flare.protocols.autonat.dialling import DialBacks
 from flare.protocols.autonat.limiter import DialBackLimiter, DialBackLimits
 from flare.protocols.autonat.v1_client import NodeVerdict, ask
 from flare.protocols.autonat.v1_server import MAX_ADDRS, V1Server
@@ -35,9 +36,11 @@ class Scene:
         self.open: set[Multiaddr] = set()
         self.dialled: list[Multiaddr] = []
         self.server = V1Server(
-            dial=self.dial,
-            limiter=DialBackLimiter(DialBackLimits(**limits), clock=now),
-            can_dial=lambda addr: addr.transport == "tcp",
+            DialBacks(
+                dial=self.dial,
+                limiter=DialBackLimiter(DialBackLimits(**limits), clock=now),
+                can_dial=lambda addr: addr.transport == "tcp",
+            )
         )
         self.bob.handlers[V1_PROTOCOL] = self.server.serve
 

@@ -9,6 +9,7 @@ import pytest
 
 from flare.errors import NetworkError, ProtocolViolation, StreamReset
 from flare.protocols.autonat import DATA_FIRST, DATA_LAST, DIAL_BACK_PROTOCOL, DIAL_PROTOCOL
+from flare.protocols.autonat.dialling import DialBacks
 from flare.protocols.autonat.limiter import DialBackLimiter, DialBackLimits
 from flare.protocols.autonat.v2_client import DialBackClient, Verdict
 from flare.protocols.autonat.v2_server import LEAST_PIECE, DialBackServer
@@ -43,9 +44,11 @@ class Scene:
         self.client = DialBackClient()
         self.dialled: list[Multiaddr] = []
         self.server = DialBackServer(
-            dial=self.dial,
-            limiter=DialBackLimiter(limits or DialBackLimits(), clock=now),
-            can_dial=lambda addr: addr.transport == "tcp",
+            DialBacks(
+                dial=self.dial,
+                limiter=DialBackLimiter(limits or DialBackLimits(), clock=now),
+                can_dial=lambda addr: addr.transport == "tcp",
+            ),
             chance=random.Random(1),
             **server,
         )
@@ -357,7 +360,7 @@ async def test_a_dial_back_answered_by_reset_counts() -> None:
         return server
 
     server = DialBackServer(
-        dial=dial, limiter=DialBackLimiter(DialBackLimits(), clock=now), can_dial=lambda addr: True
+        DialBacks(dial=dial, limiter=DialBackLimiter(DialBackLimits(), clock=now), can_dial=lambda addr: True)
     )
     scene.serve_with(server.serve)
     async with scene.alice.open_stream(DIAL_PROTOCOL) as stream:

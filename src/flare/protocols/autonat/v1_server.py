@@ -4,43 +4,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from flare.errors import FlareError, InvalidPeerId, ProtocolViolation
+from flare.errors import InvalidPeerId, ProtocolViolation
 from flare.protocols.autonat import V1_PROTOCOL
-from flare.protocols.autonat.limiter import DialBackLimiter
-from flare.protocols.autonat.v2_server import DialBackTo
-from flare.protocols.exchange import MESSAGE_LIMIT, TIMEOUTS, within
+from flare.protocols.autonat.dialling import DialBacks
+from flare.protocols.exchange import MESSAGE_LIMIT, within
 from flare.wire.autonat_messages import DialResponseV1, DialStatusV1, MessageTypeV1, MessageV1, PeerInfoV1
 from flare.wire.multiaddr import Multiaddr
-from flare.wire.multiaddr import is_public as addr_is_public
 from flare.wire.peer_id import PeerId
 
 if TYPE_CHECKING:
-    from flare.config import Timeouts
     from flare.transport.stream import Stream
 
 MAX_ADDRS: Final = 16  # dialled for one request
 
 
 class V1Server:
-    """Serves /libp2p/autonat/1.0.0. The parameters are those of DialBackServer."""
+    """Serves /libp2p/autonat/1.0.0."""
 
-    def __init__(
-        self,
-        *,
-        dial: DialBackTo,
-        limiter: DialBackLimiter,
-        can_dial: Callable[[Multiaddr], bool],
-        is_public: Callable[[Multiaddr], bool] = addr_is_public,
-        timeouts: Timeouts = TIMEOUTS,
-    ) -> None:
-        self._dial = dial
-        self._limiter = limiter
-        self._can_dial = can_dial
-        self._is_public = is_public
-        self._timeouts = timeouts
+    def __init__(self, dials: DialBacks) -> None:
+        self._dials = dials
+        self._timeouts = dials.timeouts
 
     async def serve(self, stream: Stream) -> None:
         """One request: ProtocolViolation, TimedOut or NetworkError cost the client its stream."""
@@ -59,17 +45,17 @@ class V1Server:
         if info is None or (info.id is not None and not _is(info.id, peer)):
             return DialResponseV1(DialStatusV1.BAD_REQUEST, "the request names no peer, or another one")
         observed = connection.remote_addr.without_peer()
-        if connection.is_relayed or not self._is_public(observed):
+        if connection.is_relayed or not self._dials.is_public(observed):
             return DialResponseV1(DialStatusV1.DIAL_REFUSED, "you are not seen at a public address")
         addrs = self._choose(observed, info.addrs)
         if not addrs:
             return DialResponseV1(DialStatusV1.DIAL_REFUSED, "no address of yours can be dialled from here")
-        if not self._limiter.begin(peer):
+        if not self._dials.limiter.begin(peer):
             return DialResponseV1(DialStatusV1.DIAL_REFUSED, "too many requests")
         try:
             return await self._dial_back(peer, addrs)
         finally:
-            self._limiter.end(peer)
+            self._dials.limiter.end(peer)
 
     def _choose(self, observed: Multiaddr, told: Sequence[Multiaddr]) -> list[Multiaddr]:
         """Where to dial: the ports and transports told, at the observed IP and nowhere else."""
@@ -78,7 +64,7 @@ class V1Server:
             if addr.is_circuit or addr.ip is None:
                 continue
             here = _at(addr.without_peer(), observed)
-            if self._can_dial(here):
+            if self._dials.can_dial(here):
                 chosen[here] = None
         return list(chosen)[:MAX_ADDRS]
 
@@ -103,10 +89,8 @@ class V1Server:
         return DialResponseV1(DialStatusV1.DIAL_ERROR, "no address of yours answered")
 
     async def _try(self, addr: Multiaddr, peer: PeerId) -> Multiaddr | None:
-        try:
-            async with within(self._timeouts.dial_back, f"dialling {addr} back"):
-                connection = await self._dial(addr, peer)
-        except (FlareError, OSError):
+        connection = await self._dials.to(addr, peer)
+        if connection is None:
             return None
         connection.abort("the dial-back is done")
         return addr

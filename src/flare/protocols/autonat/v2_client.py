@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+from weakref import WeakValueDictionary
 
 from flare.errors import ProtocolViolation, ResourceLimit
 from flare.protocols.autonat import DATA_LAST, DIAL_BACK_PROTOCOL, DIAL_PROTOCOL, REQUEST_LIMIT
@@ -28,9 +30,11 @@ if TYPE_CHECKING:
     from flare.transport.connection import Connection
     from flare.transport.stream import Stream
     from flare.wire.multiaddr import Multiaddr
+    from flare.wire.peer_id import PeerId
 
 PIECE: Final = 4000  # bytes of data in one message: 4,096 is the most that all servers take
 MAX_ASKED: Final = 64  # requests under way
+AT_ONCE: Final = 2  # of them with one server: go-libp2p's and ours refuse a third
 DIAL_BACK_LIMIT: Final = 1024  # bytes of a DialBack
 REFUSALS: Final[dict[int, str]] = {
     ResponseStatus.INTERNAL_ERROR: "the server failed",
@@ -60,6 +64,7 @@ class DialBackClient:
     def __init__(self, *, timeouts: Timeouts = TIMEOUTS) -> None:
         self._timeouts = timeouts
         self._asked: dict[int, asyncio.Future[Connection]] = {}
+        self._turns: WeakValueDictionary[PeerId, asyncio.Semaphore] = WeakValueDictionary()
 
     async def serve(self, stream: Stream) -> None:
         """A dial-back: take its nonce, and close: a reset can overtake the answer, and over QUIC it does."""
@@ -75,16 +80,24 @@ class DialBackClient:
     async def check(self, connection: Connection, addr: Multiaddr) -> Verdict:
         """Ask the peer on `connection` to dial `addr`, alone: of several, servers choose differently.
 
-        Raises ProtocolNotSupported, ProtocolViolation, TimedOut, NetworkError; ResourceLimit when too many
-        requests are under way.
+        A third request to one server waits until another is over. Raises ProtocolNotSupported,
+        ProtocolViolation, TimedOut, NetworkError; ResourceLimit when too many requests are under way.
         """
+        server = connection.remote_peer
+        turn = self._turns.get(server)
+        if turn is None:
+            turn = self._turns[server] = asyncio.Semaphore(AT_ONCE)
+        async with turn:
+            return await self._check(connection, addr)
+
+    async def _check(self, connection: Connection, addr: Multiaddr) -> Verdict:
         if len(self._asked) >= MAX_ASKED:
             raise ResourceLimit(f"{MAX_ASKED} dial-back requests are under way")
         nonce = secrets.randbits(64)
         heard = self._asked[nonce] = asyncio.get_running_loop().create_future()
-        server = connection.remote_peer
+        since = time.time()
         try:
-            async with within(self._timeouts.autonat, f"a dial-back by peer {server}"):
+            async with within(self._timeouts.autonat, f"a dial-back by peer {connection.remote_peer}"):
                 async with connection.open_stream(DIAL_PROTOCOL) as stream:
                     answer = await self._ask(stream, addr, nonce)
                 if answer.status == ResponseStatus.OK and answer.dial in (
@@ -93,7 +106,7 @@ class DialBackClient:
                 ):
                     # the nonce may come after the answer: they are on two connections
                     await asyncio.wait((heard,), timeout=self._timeouts.dial_back_message)
-            return _judge(addr, answer, heard.result() if heard.done() else None)
+            return _judge(addr, answer, heard.result() if heard.done() else None, since)
         finally:
             del self._asked[nonce]
             heard.cancel()
@@ -128,7 +141,8 @@ async def _pay(stream: Stream, asked: DialDataRequest) -> None:
         left -= PIECE
 
 
-def _judge(addr: Multiaddr, answer: DialResponse, heard: Connection | None) -> Verdict:
+def _judge(addr: Multiaddr, answer: DialResponse, heard: Connection | None, since: float) -> Verdict:
+    """`heard` is where the nonce came, `since` (Unix seconds) when we asked."""
     if answer.status != ResponseStatus.OK:
         return Verdict(addr, None, REFUSALS.get(answer.status, f"the server answered {answer.status}"))
     if answer.dial == DialStatus.DIAL_ERROR:
@@ -139,6 +153,10 @@ def _judge(addr: Multiaddr, answer: DialResponse, heard: Connection | None) -> V
         if answer.dial == DialStatus.OK:
             return Verdict(addr, None, "the server says that it dialled, and nobody came", lied=True)
         return Verdict(addr, None, "the server connected and could not say its nonce")
+    if heard.initiator or heard.is_relayed or heard.opened_at < since:
+        return Verdict(
+            addr, None, "the server says that it dialled, and used a connection that was there", lied=True
+        )
     if heard.local_addr is None or _shape(heard.local_addr) != _shape(addr):
         return Verdict(
             addr,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 from flare.errors import FlareError, InvalidMultiaddr, NetworkError, ProtocolViolation
@@ -23,8 +22,8 @@ from flare.protocols.autonat import (
     DIAL_PROTOCOL,
     REQUEST_LIMIT,
 )
-from flare.protocols.autonat.limiter import DialBackLimiter
-from flare.protocols.exchange import TIMEOUTS, within
+from flare.protocols.autonat.dialling import DialBacks
+from flare.protocols.exchange import within
 from flare.wire.autonat_messages import (
     DialBack,
     DialDataRequest,
@@ -35,11 +34,9 @@ from flare.wire.autonat_messages import (
     ResponseStatus,
 )
 from flare.wire.multiaddr import Multiaddr
-from flare.wire.multiaddr import is_public as addr_is_public
 from flare.wire.peer_id import PeerId
 
 if TYPE_CHECKING:
-    from flare.config import Timeouts
     from flare.transport.connection import Connection
     from flare.transport.stream import Stream
 
@@ -48,32 +45,15 @@ HERD_WAIT: Final = (
     3.0  # seconds, at most, before a foreign IP is dialled: no victim is dialled by all at once
 )
 
-DialBackTo = Callable[[Multiaddr, PeerId], Awaitable["Connection"]]
-
 
 class DialBackServer:
-    """Serves /libp2p/autonat/2/dial-request.
-
-    `dial` connects to an address of a peer from a fresh port, as nobody whom the client knows; `can_dial`
-    says whether this machine has that IP version and transport at all.
-    """
+    """Serves /libp2p/autonat/2/dial-request. `herd_wait` is in seconds, `chance` where it comes from."""
 
     def __init__(
-        self,
-        *,
-        dial: DialBackTo,
-        limiter: DialBackLimiter,
-        can_dial: Callable[[Multiaddr], bool],
-        is_public: Callable[[Multiaddr], bool] = addr_is_public,
-        timeouts: Timeouts = TIMEOUTS,
-        chance: random.Random | None = None,
-        herd_wait: float = HERD_WAIT,
+        self, dials: DialBacks, *, chance: random.Random | None = None, herd_wait: float = HERD_WAIT
     ) -> None:
-        self._dial = dial
-        self._limiter = limiter
-        self._can_dial = can_dial
-        self._is_public = is_public
-        self._timeouts = timeouts
+        self._dials = dials
+        self._timeouts = dials.timeouts
         self._chance = chance if chance is not None else random.SystemRandom()
         self._herd_wait = herd_wait
 
@@ -82,14 +62,14 @@ class DialBackServer:
         connection = stream.connection
         peer = connection.remote_peer
         # over a relay nobody's IP is observed, and everybody's dial would look like the relay's own
-        if connection.is_relayed or not self._limiter.begin(peer):
+        if connection.is_relayed or not self._dials.limiter.begin(peer):
             await _answer(stream, DialResponse(ResponseStatus.REQUEST_REJECTED))
             return
         try:
             async with within(self._timeouts.autonat, f"a dial-back request of peer {peer}"):
                 await self._serve(stream)
         finally:
-            self._limiter.end(peer)
+            self._dials.limiter.end(peer)
 
     async def _serve(self, stream: Stream) -> None:
         peer = stream.connection.remote_peer
@@ -101,7 +81,7 @@ class DialBackServer:
             await _answer(stream, DialResponse(ResponseStatus.DIAL_REFUSED))
             return
         if addr.ip is None or addr.ip != stream.connection.remote_addr.ip:
-            if not self._limiter.foreign():
+            if not self._dials.limiter.foreign():
                 await _answer(stream, DialResponse(ResponseStatus.REQUEST_REJECTED))
                 return
             await self._take_data(stream, index)
@@ -116,7 +96,7 @@ class DialBackServer:
                 addr = Multiaddr(raw)
             except InvalidMultiaddr:
                 continue
-            if not addr.is_circuit and self._is_public(addr) and self._can_dial(addr):
+            if not addr.is_circuit and self._dials.is_public(addr) and self._dials.can_dial(addr):
                 return index, addr
         return 0, None
 
@@ -138,10 +118,8 @@ class DialBackServer:
                 )
 
     async def _dial_back(self, peer: PeerId, addr: Multiaddr, nonce: int) -> DialStatus:
-        try:
-            async with within(self._timeouts.dial_back, f"dialling {addr} back"):
-                connection = await self._dial(addr, peer)
-        except (FlareError, OSError):
+        connection = await self._dials.to(addr, peer)
+        if connection is None:
             return DialStatus.DIAL_ERROR
         try:
             return await self._say(connection, nonce)
