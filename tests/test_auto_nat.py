@@ -6,10 +6,11 @@ import asyncio
 from typing import Any
 
 import flare
-from flare.events import AddressReachability, ReachabilityChanged
-from flare.nat.behaviour import Mapping
+from flare.events import AddressReachability, NatBehaviourChanged, ReachabilityChanged
+from flare.nat.behaviour import Filtering, Mapping
 from flare.nat.reachability import Reachable
 from flare.protocols.autonat import DIAL_BACK_PROTOCOL, DIAL_PROTOCOL, V1_PROTOCOL, v1_client
+from flare.protocols.autonat.v2_client import DialBackClient
 from flare.wire.multiaddr import Multiaddr
 from tests.support.aio import aio
 from tests.support.loopback import Seen, host
@@ -32,7 +33,10 @@ async def test_a_public_host_learns_that_it_is() -> None:
             changed = await seen.first(ReachabilityChanged)
             assert changed.state == "public"
             assert nat.reachability.node is Reachable.PUBLIC
-            assert nat.behaviour.mapping is Mapping.NONE
+            assert client.reachability is nat.reachability
+            assert nat.behaviours["tcp"].mapping is Mapping.NONE
+            assert nat.behaviours["tcp"].filtering is Filtering.ENDPOINT_INDEPENDENT
+            assert nat.behaviours["udp"].mapping is Mapping.UNKNOWN, "nobody listens there"
             assert [v.addr for v in nat.verdicts] == list(client.listen_addrs)
             (word,) = nat.verdicts[0].words
             assert word.server == server.peer_id
@@ -101,3 +105,49 @@ async def test_it_may_serve_and_ask_nothing() -> None:
             connection = await client.connect(server.full_addrs[0])
             assert (await v1_client.ask(connection, client.addrs)).reachable is True
         assert DIAL_PROTOCOL not in server.handlers.protocols
+
+
+def over_quic(number: int, **how: Any) -> flare.Host:
+    """A host at an address of its own that speaks QUIC only."""
+    return host(listen=[f"/ip4/127.0.0.{number}/udp/0/quic-v1"], is_public=public, **how)
+
+
+@aio
+async def test_quic_addresses_have_verdicts_of_their_own() -> None:
+    listen = ["/ip4/127.0.0.3/udp/0/quic-v1", "/ip4/127.0.0.3/tcp/0"]
+    async with (
+        host(listen=["/ip4/127.0.0.2/udp/0/quic-v1", "/ip4/127.0.0.2/tcp/0"], is_public=public) as server,
+        flare.AutoNat(server),
+        host(listen=listen, is_public=public, relays=[server.full_addrs[0]]) as client,
+    ):
+        seen = Seen(client)
+        async with flare.AutoNat(client) as nat:
+            for addr in client.listen_addrs:
+                found = await seen.first(AddressReachability, lambda event, addr=addr: event.addr == addr)
+                assert found.state == "public"
+            for transport in ("tcp", "udp"):
+                assert nat.behaviours[transport].mapping is Mapping.NONE
+                assert nat.behaviours[transport].filtering is Filtering.ENDPOINT_INDEPENDENT
+            assert {event.transport for event in seen.of(NatBehaviourChanged)} == {"tcp", "udp"}
+        assert client.reachability.node is Reachable.UNKNOWN, "nobody asks any more"
+
+
+@aio
+async def test_it_serves_version_1_over_quic() -> None:
+    async with over_quic(2) as server, flare.AutoNat(server), over_quic(3) as client:
+        connection = await client.connect(server.full_addrs[0])
+        verdict = await v1_client.ask(connection, client.addrs)
+        assert verdict.reachable is True
+        assert verdict.addr in client.listen_addrs
+
+
+@aio
+async def test_a_dial_back_comes_from_a_port_that_nobody_knows() -> None:
+    async with over_quic(2) as server, flare.AutoNat(server), over_quic(3) as client:
+        asker = DialBackClient()
+        client.handle(DIAL_BACK_PROTOCOL, asker.serve)
+        connection = await client.connect(server.full_addrs[0])
+        verdict = await asker.check(connection, client.listen_addrs[0])
+        assert verdict.reachable is True
+        assert verdict.source is not None
+        assert verdict.source.port not in {addr.port for addr in server.listen_addrs}

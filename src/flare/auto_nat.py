@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
-import random
-import socket
 import time
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from .errors import FlareError, UsageError
-from .events import AddressReachability, ConnectionLost, Event, PeerIdentified, ReachabilityChanged
-from .nat.behaviour import Behaviour, Filtering, Mapping
+from .events import ConnectionLost, ConnectionOpened, Event, NatBehaviourChanged, PeerIdentified
+from .nat.behaviour import Behaviour, transport_of
+from .nat.dial_back import BackDialler, can_dial
+from .nat.look import Looking
 from .nat.observed import group as network_of
-from .nat.reachability import AddressVerdict, Reachability, Reachable, Weighing, Word
-from .nat.tcp_probe import TcpProbe, Vantage
+from .nat.probe import OpenTransport
+from .nat.reachability import AddressVerdict, Reachability, Weighing, Word
+from .nat.servers import Servers
+from .nat.vantage import endpoint, vantages
 from .protocols.autonat import DIAL_BACK_PROTOCOL, DIAL_PROTOCOL, V1_PROTOCOL
+from .protocols.autonat.dialling import DialBacks
 from .protocols.autonat.limiter import DialBackLimiter, DialBackLimits
 from .protocols.autonat.v1_server import V1Server
 from .protocols.autonat.v2_client import DialBackClient, Verdict
 from .protocols.autonat.v2_server import DialBackServer
-from .transport.connection import Connection, StreamHandlers
+from .transport.connection import Connection
+from .transport.quic import QuicTransport
 from .transport.sockets import interface_addresses
 from .transport.tasks import Tasks
 from .transport.tcp import TcpTransport
-from .wire.keys import Identity
 from .wire.multiaddr import Multiaddr
 from .wire.peer_id import PeerId
 
@@ -40,11 +44,15 @@ logger = logging.getLogger("flare.auto_nat")
 PATIENCE: Final = 0.2  # seconds after news before it is acted on: connections come in groups
 CONTACT_MEMORY: Final = 300.0  # seconds a NAT may remember whom a port has spoken to after the connection
 MAX_CONTACTS: Final = 4096
-AT_ONCE: Final = 4  # servers asked at the same time
+AT_ONCE: Final = 4  # servers asked about one address at the same time
+VANTAGES: Final = 6  # servers that the NAT may be looked at from
+BATCH: Final = 4  # addresses asked about at once: servers take a dozen requests a minute
+BATCH_PAUSE: Final = 20.0  # seconds before the next batch
+FEW: Final = 8  # servers: with fewer, those that were too many once are looked for
 
 
 class AutoNat:
-    """Reachability for a host: `async with AutoNat(host) as nat`, then `nat.reachability`, `nat.behaviour`.
+    """Reachability for a host: `async with AutoNat(host) as nat`, then `host.reachability`, `nat.behaviours`.
 
     `serve` also dials others back, within `limits`; `look` False does only that. Servers are the connected
     peers that speak AutoNAT v2; those of the host's own configuration are believed at once
@@ -62,22 +70,23 @@ class AutoNat:
         is_public: Callable[[Multiaddr], bool] | None = None,
     ) -> None:
         self.host = host
-        self.reachability = Reachability(weighing=weighing, on_change=self._changed)
-        self.behaviour = Behaviour()
         self._serve = serve
         self._looks = look
         self._limits = limits or DialBackLimits()
         self._is_public = is_public or host.is_public
         self._client = DialBackClient(timeouts=host.config.timeouts)
-        self._contacts: dict[tuple[str, int], float] = {}  # whom which of our ports has spoken to, and when
-        self._asked: dict[PeerId, float] = {}
+        self._servers = Servers()
+        self._contacts: OrderedDict[str, float] = OrderedDict()  # IPs that we have spoken to, and when last
+        self._observed: tuple[Multiaddr, ...] = ()
+        self._next_batch = 0.0
         self._news = asyncio.Event()
-        self._probed: frozenset[str] = frozenset()
-        self._probing = False
+        self._looking: Looking | None = None
         self._task: asyncio.Task[None] | None = None
         self._tasks = Tasks()
         self._unsubscribe: Callable[[], None] | None = None
-        self._dialler: TcpTransport | None = None
+        self._dialler: BackDialler | None = None
+        if weighing is not None:
+            self.reachability.weighing = weighing
 
     async def __aenter__(self) -> Self:
         if self._task is not None or self._dialler is not None:
@@ -85,9 +94,7 @@ class AutoNat:
         if self._serve:
             self._start_server()
         if self._looks:
-            self.host.handle(DIAL_BACK_PROTOCOL, self._client.serve)
-            self._unsubscribe = self.host.on_event(self._hear)
-            self._task = asyncio.get_running_loop().create_task(self._run(), name="autonat")
+            self._start_looking()
         return self
 
     async def __aexit__(
@@ -101,8 +108,10 @@ class AutoNat:
                 await self._task
             self._task = None
         await self._tasks.cancel()
-        if self._looks:
+        if self._looking is not None:
+            await self._looking.close()
             self.host.unhandle(DIAL_BACK_PROTOCOL)
+            self.reachability.candidates(())  # nobody asks any more: what was known grows old
         if self._dialler is not None:
             self.host.unhandle(DIAL_PROTOCOL)
             self.host.unhandle(V1_PROTOCOL)
@@ -110,49 +119,106 @@ class AutoNat:
             self._dialler = None
 
     @property
+    def reachability(self) -> Reachability:
+        """The host's own."""
+        return self.host.reachability
+
+    @property
     def verdicts(self) -> tuple[AddressVerdict, ...]:
         """Each address in question, with its state and the evidence."""
         return self.reachability.verdicts
 
+    @property
+    def behaviours(self) -> Mapping[str, Behaviour]:
+        """How the NAT treats "tcp" and "udp", and "tcp6" and "udp6" once they were looked at."""
+        found = self._looking.behaviours if self._looking is not None else {}
+        return {name: Behaviour(name) for name in ("tcp", "udp")} | found
+
     # -- the server
 
     def _start_server(self) -> None:
-        # with an identity of its own: the client must not take the dial-back for a connection to this host
-        self._dialler = dialler = TcpTransport(
-            self.host.engine, Identity.generate(), self.host.config, on_connection=lambda connection: None
+        config = self.host.config
+        self._dialler = BackDialler(self.host.engine, config)
+        dials = DialBacks(
+            dial=self._dialler.dial,
+            limiter=DialBackLimiter(self._limits),
+            can_dial=can_dial,
+            is_public=self._is_public,
+            timeouts=config.timeouts,
         )
-        nothing = StreamHandlers()
-
-        async def dial(addr: Multiaddr, peer: PeerId) -> Connection:
-            connection = await dialler.dial(addr, expected_peer=peer, reuse=False)
-            connection.serve(nothing)
-            return connection
-
-        limiter = DialBackLimiter(self._limits)
-        timeouts = self.host.config.timeouts
-        v2 = DialBackServer(
-            dial=dial, limiter=limiter, can_dial=_can_dial, is_public=self._is_public, timeouts=timeouts
-        )
-        v1 = V1Server(
-            dial=dial, limiter=limiter, can_dial=_can_dial, is_public=self._is_public, timeouts=timeouts
-        )
-        self.host.handle(DIAL_PROTOCOL, v2.serve)
-        self.host.handle(V1_PROTOCOL, v1.serve)
+        self.host.handle(DIAL_PROTOCOL, DialBackServer(dials).serve)
+        self.host.handle(V1_PROTOCOL, V1Server(dials).serve)
 
     # -- the client
 
-    def _hear(self, event: Event) -> None:
-        if isinstance(event, PeerIdentified | ConnectionLost):
-            self._news.set()
+    def _start_looking(self) -> None:
+        host = self.host
+        self._looking = Looking(
+            make=self._transport,
+            asker=self._client,
+            own_peer=host.peer_id,
+            own_ips=_own_ips,
+            timeouts=host.config.timeouts,
+            is_public=self._is_public,
+            on_news=self._judged,
+            on_done=self._news.set,
+        )
+        host.handle(DIAL_BACK_PROTOCOL, self._client.serve)
+        self._unsubscribe = host.on_event(self._hear)
+        self._survey()
+        self._task = asyncio.get_running_loop().create_task(self._run(self._looking), name="autonat")
 
-    async def _run(self) -> None:
+    def _transport(self, name: str) -> OpenTransport:
+        host = self.host
+        if name.startswith("tcp"):
+            return lambda serve: TcpTransport(host.engine, host.identity, host.config, on_connection=serve)
+        return lambda serve: QuicTransport(host.identity, host.config, on_connection=serve)
+
+    def _survey(self) -> None:
+        """Find the servers among all connections: once, and when those that we knew have gone."""
+        self._servers.overflowed = False
+        for connection in self.host.connections:
+            if not connection.is_relayed:
+                self._contacted(connection.remote_addr)
+                self._is_server(connection.remote_peer, self.host.peers.get(connection.remote_peer).protocols)
+
+    def _hear(self, event: Event) -> None:
+        """Each costs the same however many connections there are."""
+        if isinstance(event, PeerIdentified):
+            observed = self.host.observed_addrs
+            if self._is_server(event.peer, event.protocols) or observed != self._observed:
+                self._news.set()
+        elif isinstance(event, ConnectionOpened | ConnectionLost):
+            if not event.addr.is_circuit:
+                self._contacted(event.addr)
+            if (
+                isinstance(event, ConnectionLost)
+                and event.peer in self._servers
+                and self._direct(event.peer) is None
+            ):
+                self._servers.discard(event.peer)
+                self._news.set()
+
+    def _is_server(self, peer: PeerId, protocols: Iterable[str]) -> bool:
+        """Whether that is news."""
+        if DIAL_PROTOCOL in protocols and (connection := self._direct(peer)) is not None:
+            network = network_of(str(connection.remote_addr.ip))
+            return self._servers.add(peer, network, trusted=self.host.trusts(peer))
+        return bool(protocols) and self._servers.discard(peer)
+
+    def _direct(self, peer: PeerId) -> Connection | None:
+        return next((c for c in self.host.connections_to(peer) if not c.is_relayed), None)
+
+    def _contacted(self, addr: Multiaddr) -> None:
+        self._contacts[str(addr.ip)] = time.monotonic()
+        self._contacts.move_to_end(str(addr.ip))
+        if len(self._contacts) > MAX_CONTACTS:
+            self._contacts.popitem(last=False)
+
+    async def _run(self, looking: Looking) -> None:
         while True:
-            try:
-                await self._round()
-            except (FlareError, OSError) as error:
-                logger.info("looking for our reachability: %s", error)
-            due = self.reachability.next_due()
-            wait = None if due is None else max(due - time.monotonic(), PATIENCE)
+            self._round(looking)
+            wait = self._wait(looking)
             try:
                 async with asyncio.timeout(wait):
                     await self._news.wait()
@@ -161,65 +227,116 @@ class AutoNat:
                 pass
             self._news.clear()
 
-    async def _round(self) -> None:
-        """Look at the NAT if there is somebody new to look from, then ask about what is due."""
-        self._note_contacts()
-        servers = self._servers()
-        self._look(servers)
-        self.reachability.candidates(self._candidates(), hopeless=self.behaviour.mapping.depends)
+    def _wait(self, looking: Looking) -> float | None:
+        """Seconds until something is due of itself."""
+        asking = self.reachability.next_due()
+        if asking is not None:
+            asking = max(asking, self._next_batch)
+        due = [at for at in (asking, looking.next_due()) if at is not None]
+        return max(min(due) - time.monotonic(), PATIENCE) if due else None
+
+    def _round(self, looking: Looking) -> None:
+        """Look at the NAT if there is reason to, then ask about what is due."""
+        if self._servers.overflowed and len(self._servers) < FEW:
+            self._survey()
+        self._observed = self.host.observed_addrs
+        listening = self._listening()
+        self._look(looking, listening)
+        self.reachability.candidates(
+            self._candidates(looking.behaviours), hopeless=self._hopeless(looking, listening)
+        )
         self.reachability.expire()
-        self._judge_by_filtering()
-        if self._probing:
-            return  # servers take few requests of one client at once
-        for addr in self.reachability.due():
-            asked = [server for server in servers if self._may_judge(server, addr)][:AT_ONCE]
+        self._infer(looking)
+        self._ask_about_what_is_due(looking)
+
+    def _listening(self) -> set[str]:
+        """The transports whose NAT matters: IPv6 only where we have a public address of it."""
+        return {
+            name
+            for addr in self.host.listen_addrs
+            if (name := transport_of(addr)) is not None and (name[-1] != "6" or self._is_public(addr))
+        }
+
+    def _look(self, looking: Looking, listening: set[str]) -> None:
+        host = self.host
+        servers = [
+            (connection, host.peers.get(connection.remote_peer).addrs, host.trusts(connection.remote_peer))
+            for connection in islice(self._connected(), VANTAGES)
+        ]
+        for name in sorted(listening):
+            seen_at = {str(addr.ip) for addr in self._observed if transport_of(addr) == name}
+            looking.consider(name, vantages(servers, name, self._is_public), seen_at)
+
+    def _connected(self) -> Iterator[Connection]:
+        """Direct connections to servers, in the order in which to ask."""
+        return (c for peer in self._servers.in_turn() if (c := self._direct(peer)) is not None)
+
+    def _candidates(self, behaviours: Mapping[str, Behaviour]) -> list[Multiaddr]:
+        """Where we may be reachable: what was announced, what others see, and our own public addresses."""
+        found = list(self.host.announced)
+        for addr in self._observed:
+            behaviour = behaviours.get(transport_of(addr) or "")
+            if behaviour is None or not (behaviour.mapping.depends and behaviour.sure):
+                found.append(addr)  # else nobody else is shown what one is shown
+        found += [addr for addr in self.host.addrs if not addr.is_circuit]
+        return [addr for addr in dict.fromkeys(found) if transport_of(addr) and self._is_public(addr)]
+
+    def _hopeless(self, looking: Looking, listening: set[str]) -> bool:
+        """Whether no address can be reachable, over whatever transport there are servers for."""
+        known = looking.behaviours
+        if any(looking.running(name) and name not in known for name in listening):
+            return False
+        found = [known[name] for name in listening if name in known]
+        return bool(found) and all(b.blocked or (b.mapping.depends and b.sure) for b in found)
+
+    def _infer(self, looking: Looking) -> None:
+        """What the NAT does to a port that nobody knows, it does to ours."""
+        own = _own_ips()
+        for verdict in self.verdicts:
+            name = transport_of(verdict.addr) or ""
+            ip = str(verdict.addr.ip)
+            behaviour = looking.behaviours.get(name)
+            # unless the port is said to be forwarded, or somebody came in all the same
+            if (
+                behaviour is None
+                or ip != behaviour.external
+                or ip in own
+                or verdict.addr in self.host.announced
+                or any(word.reachable for word in verdict.words)
+            ):
+                self.reachability.infer(verdict.addr, ())
+            else:
+                self.reachability.infer(verdict.addr, looking.words(name))
+
+    def _ask_about_what_is_due(self, looking: Looking) -> None:
+        now = time.monotonic()
+        due = [addr for addr in self.reachability.due() if not looking.running(transport_of(addr) or "")]
+        if not due or now < self._next_batch:
+            return
+        if len(due) > BATCH:
+            self._next_batch = now + BATCH_PAUSE
+        for addr in due[:BATCH]:
+            asked = list(islice((c for c in self._connected() if self._may_judge(c, addr)), AT_ONCE))
             if not asked:
                 continue
             self.reachability.asked(addr)
             for server in asked:
-                self._tasks.start(self._ask(server, addr), f"dial-back by {server.remote_peer}")
-
-    def _candidates(self) -> list[Multiaddr]:
-        """Where we may be reachable: what was announced, what others see, and our own public addresses."""
-        if self.behaviour.mapping.depends:
-            found = list(self.host.announced)  # nobody else is shown what one is shown
-        else:
-            found = [*self.host.announced, *self.host.observed_addrs]
-        found += [addr for addr in self.host.addrs if not addr.is_circuit]
-        return [addr for addr in dict.fromkeys(found) if addr.transport == "tcp" and self._is_public(addr)]
-
-    def _servers(self) -> list[Connection]:
-        """Direct connections to peers that dial back, those asked longest ago first, a network's in turn."""
-        found = [
-            connections[0]
-            for peer in {connection.remote_peer for connection in self.host.connections}
-            if DIAL_PROTOCOL in self.host.peers.get(peer).protocols
-            and (connections := [c for c in self.host.connections_to(peer) if not c.is_relayed])
-        ]
-        random.shuffle(found)
-        found.sort(key=lambda c: (not self.host.trusts(c.remote_peer), self._asked.get(c.remote_peer, 0.0)))
-        seen: dict[str, int] = {}
-        turns = []
-        for connection in found:
-            network = network_of(str(connection.remote_addr.ip))
-            turns.append((seen.get(network, 0), connection))
-            seen[network] = seen.get(network, 0) + 1
-        return [connection for _, connection in sorted(turns, key=lambda turn: turn[0])]
+                self._servers.asked(server.remote_peer)
+                self._tasks.start(self._ask(looking, server, addr), f"dial-back by {server.remote_peer}")
 
     def _may_judge(self, server: Connection, addr: Multiaddr) -> bool:
-        """Whether the server's network is not our own: what comes from there says nothing about others."""
-        return server.remote_addr.ip != addr.ip
+        """Whether the server is on the internet, and not in our own network: else its word says nothing."""
+        return server.remote_addr.ip != addr.ip and self._is_public(server.remote_addr)
 
-    async def _ask(self, server: Connection, addr: Multiaddr) -> None:
+    async def _ask(self, looking: Looking, server: Connection, addr: Multiaddr) -> None:
         peer = server.remote_peer
-        self._asked[peer] = time.monotonic()
         try:
             verdict = await self._client.check(server, addr)
         except (FlareError, OSError) as error:
             logger.info("a dial-back by %s to %s: %s", peer, addr, error)
             return
         logger.debug("%s on %s: %s", peer, addr, verdict)
-        if verdict.reachable is None or (verdict.reachable and not self._proves(verdict)):
+        if verdict.reachable is None or (verdict.reachable and not self._proves(looking, server, verdict)):
             return
         word = Word(
             peer,
@@ -231,116 +348,51 @@ class AutoNat:
         )
         self.reachability.record(addr, word)
 
-    def _judge_by_filtering(self) -> None:
-        """What the NAT does to a port that nobody knows, it does to ours."""
-        if self.behaviour.filtering not in (
-            Filtering.ADDRESS_DEPENDENT,
-            Filtering.ADDRESS_AND_PORT_DEPENDENT,
-        ):
-            return
-        own = _own_ips()
-        reason = f"our NAT lets in only whom we have sent to ({self.behaviour.filtering.value} filtering)"
-        word = Word(self.host.peer_id, "our own probe", False, time.monotonic(), True, reason)
-        for verdict in self.reachability.verdicts:
-            behind = str(verdict.addr.ip) == self.behaviour.external and str(verdict.addr.ip) not in own
-            # unless somebody came in all the same: the router forwards our port
-            if behind and not any(word.reachable for word in verdict.words):
-                self.reachability.record(verdict.addr, word)
-
-    def _proves(self, verdict: Verdict) -> bool:
+    def _proves(self, looking: Looking, server: Connection, verdict: Verdict) -> bool:
         """Whether a dial-back that came shows that anybody's would.
 
-        A NAT with address-dependent filtering lets in whom the port has spoken to, from any port.
+        A NAT with address-dependent filtering lets in whom the port has spoken to, from any port; one with
+        address-and-port-dependent filtering only from the port that was spoken to.
         """
-        if (
-            self.behaviour.says_public
-            or self.behaviour.filtering is Filtering.ADDRESS_AND_PORT_DEPENDENT  # then our port is forwarded
-            or str(verdict.addr.ip) in _own_ips()
-        ):
+        name = transport_of(verdict.addr) or ""
+        behaviour = looking.behaviours.get(name, Behaviour(name))
+        source = endpoint(verdict.source)
+        if behaviour.says_public:
             return True
-        source = verdict.source.ip if verdict.source is not None else None
-        return source is not None and (str(source), self._local_port(verdict.addr)) not in self._contacts
-
-    def _local_port(self, addr: Multiaddr) -> int:
-        """The port that we listen on behind `addr`."""
-        return next(
-            (a.port for a in self.host.listen_addrs if a.port is not None and a.transport == addr.transport),
-            0,
+        if source is None:
+            return False
+        peer = server.remote_peer
+        spoken = {endpoint(connection.remote_addr) for connection in self.host.connections_to(peer)}
+        spoken |= {endpoint(addr) for addr in self.host.peers.get(peer).addrs}
+        if looking.filters_ports(name):
+            return source not in spoken  # then our port is forwarded
+        recently = time.monotonic() - CONTACT_MEMORY
+        return (
+            source[0] not in {known[0] for known in spoken if known is not None}
+            and self._contacts.get(source[0], float("-inf")) < recently
         )
-
-    def _note_contacts(self) -> None:
-        now = time.monotonic()
-        for connection in self.host.connections:
-            if not connection.is_relayed and connection.local_addr is not None:
-                self._contacts[(str(connection.remote_addr.ip), connection.local_addr.port or 0)] = now
-        old = now - CONTACT_MEMORY
-        self._contacts = {who: at for who, at in self._contacts.items() if at > old}
-        while len(self._contacts) > MAX_CONTACTS:
-            del self._contacts[next(iter(self._contacts))]
 
     # -- the NAT
 
-    def _look(self, servers: Sequence[Connection]) -> None:
-        """Probe the NAT when the set of vantage points has grown."""
-        vantages = [
-            Vantage(server.remote_peer, addrs, server)
-            for server in servers
-            if (addrs := self._tcp_addrs(server))
-        ]
-        known = frozenset(vantage.ip for vantage in vantages)
-        if self._probing or not known - self._probed or self.behaviour.mapping is Mapping.NONE:
-            return
-        self._probed = known
-        self._probing = True
-        self._tasks.start(self._probe(vantages[:AT_ONCE]), "looking at the NAT")
-
-    async def _probe(self, vantages: Sequence[Vantage]) -> None:
-        host = self.host
-        probe = TcpProbe(host.engine, host.identity, host.config, self._client, own_ips=_own_ips())
-        try:
-            async for behaviour in probe.run(vantages):
-                if behaviour != self.behaviour:
-                    self.behaviour = behaviour
-                    self.reachability.hurry()
-                    self._news.set()
-        finally:
-            self._probing = False
-            self._news.set()
-
-    def _tcp_addrs(self, server: Connection) -> tuple[Multiaddr, ...]:
-        """Where the server listens: the address of the connection first if we dialled it, one more port."""
-        ip = server.remote_addr.ip
-        told = [
-            addr.without_peer()
-            for addr in self.host.peers.get(server.remote_peer).addrs
-            if not addr.is_circuit
-            and addr.ip == ip
-            and [part.name for part in addr.without_peer()][1:] == ["tcp"]
-        ]
-        dialled = [server.remote_addr.without_peer()] if server.initiator else []
-        addrs = [addr for addr in dict.fromkeys([*dialled, *told]) if addr.transport == "tcp"]
-        return tuple(addrs[:2])
-
-    def _changed(self, addr: Multiaddr | None, state: Reachable) -> None:
-        if addr is None:
-            self.host.emit(ReachabilityChanged(state.value))
-        else:
-            self.host.emit(AddressReachability(addr, state.value))
+    def _judged(self, behaviour: Behaviour, before: Behaviour) -> None:
+        if (behaviour.mapping, behaviour.filtering, behaviour.external) != (
+            before.mapping,
+            before.filtering,
+            before.external,
+        ):
+            self.reachability.hurry(lambda addr: transport_of(addr) == behaviour.transport)
+        self._news.set()
+        self.host.emit(
+            NatBehaviourChanged(
+                behaviour.transport,
+                behaviour.mapping.value,
+                behaviour.filtering.value,
+                behaviour.allocation.value,
+                behaviour.hairpin,
+                behaviour.sentence,
+            )
+        )
 
 
 def _own_ips() -> tuple[str, ...]:
     return tuple(str(ip) for version in (4, 6) for ip in interface_addresses(version))
-
-
-def _can_dial(addr: Multiaddr) -> bool:
-    """Plain TCP to an IP for which this machine has a route."""
-    if [part.name for part in addr.without_peer()][1:] != ["tcp"] or addr.ip is None:
-        return False
-    ip = ipaddress.ip_address(addr.ip)
-    family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as route:
-            route.connect((str(ip), addr.port or 9))
-    except OSError:
-        return False
-    return True

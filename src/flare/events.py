@@ -50,6 +50,20 @@ class AddressReachability:
 
 
 @dataclass(frozen=True, slots=True)
+class NatBehaviourChanged:
+    """How the NAT treats `transport` ("tcp", "udp", with a 6 for IPv6), in words of RFC 4787; flare.AutoNat's
+    `behaviours` have all of it. `sentence` says what follows.
+    """
+
+    transport: str
+    mapping: str
+    filtering: str
+    allocation: str
+    hairpin: bool | None
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
 class ConnectionOpened:
     """A connection is secured and multiplexed. `path` is "direct/tcp" or "relayed"."""
 
@@ -174,6 +188,7 @@ Event = (
     | AddressesChanged
     | ReachabilityChanged
     | AddressReachability
+    | NatBehaviourChanged
     | ConnectionOpened
     | ConnectionLost
     | PeerIdentified

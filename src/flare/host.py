@@ -16,11 +16,21 @@ from typing import Any, Final, Self, TypeVar, overload
 from ._core.engine import Engine
 from .config import Config
 from .errors import FlareError, TimedOut, UsageError
-from .events import AddressesChanged, ConnectionLost, ConnectionOpened, Event, Listening, PeerIdentified
+from .events import (
+    AddressesChanged,
+    AddressReachability,
+    ConnectionLost,
+    ConnectionOpened,
+    Event,
+    Listening,
+    PeerIdentified,
+    ReachabilityChanged,
+)
 from .host_dialling import Address, Dialling, whom_and_where
 from .host_events import EventHub
 from .nat.observed import ObservedAddresses
 from .nat.punch import HolePuncher
+from .nat.reachability import Reachability, Reachable
 from .nat.relays import RelayClient
 from .peer_book import PeerBook
 from .protocols import identify, ping
@@ -92,6 +102,7 @@ class Host:
         self._punch = punch
         self.is_public = is_public
         self._events = EventHub()
+        self.reachability = Reachability(on_change=self._reachable)  # Unknown until an AutoNat runs on it
         self._connections: dict[PeerId, list[Connection]] = {}
         self._tasks = Tasks()
         self._trusted = {
@@ -504,6 +515,11 @@ class Host:
         """Our addresses that a peer may aim at when punching; loopback only when there is nothing else."""
         found = [*self._announce, *self.observed_addrs, *self._observed.guesses(), *self.listen_addrs]
         return [addr for addr in found if not addr.is_loopback] or found
+
+    def _reachable(self, addr: Multiaddr | None, state: Reachable) -> None:
+        self._events.emit(
+            ReachabilityChanged(state.value) if addr is None else AddressReachability(addr, state.value)
+        )
 
     def _addrs_changed(self) -> None:
         addrs = self.addrs

@@ -19,7 +19,7 @@ from flare.nat.behaviour import (
 )
 
 OWN = ["192.168.1.2", "9.9.9.9"]
-A1, A2, B1 = ("1.0.0.1", 1), ("1.0.0.1", 2), ("2.0.0.1", 1)
+A1, A2, B1, C1 = ("1.0.0.1", 1), ("1.0.0.1", 2), ("2.0.0.1", 1), ("3.0.0.1", 1)
 
 
 def sights(*seen: tuple[Endpoint, int]) -> list[Sight]:
@@ -38,6 +38,8 @@ def sights(*seen: tuple[Endpoint, int]) -> list[Sight]:
         ([(A1, 1), (A2, 1), (B1, 2)], Mapping.ADDRESS_DEPENDENT),
         ([(A1, 1), (A2, 2)], Mapping.ADDRESS_AND_PORT_DEPENDENT),
         ([(A1, 1), (A2, 2), (B1, 3)], Mapping.ADDRESS_AND_PORT_DEPENDENT),
+        ([(A1, 1), (A2, 2), (B1, 1)], Mapping.ENDPOINT_INDEPENDENT),
+        ([(A1, 1), (B1, 2), (C1, 1)], Mapping.ENDPOINT_INDEPENDENT),
     ],
 )
 def test_mapping(seen: list[tuple[Endpoint, int]], mapping: Mapping) -> None:
@@ -70,6 +72,8 @@ def test_no_nat() -> None:
 )
 def test_filtering(other_port: bool | None, other_address: bool | None, filtering: Filtering) -> None:
     assert judge_filtering(other_port, other_address) is filtering
+    assert judge_filtering(other_port, other_address, True) is Filtering.ENDPOINT_INDEPENDENT
+    assert judge_filtering(other_port, other_address, False) is filtering
 
 
 def allocated(*pairs: tuple[int, int]) -> tuple[Allocation, int]:
@@ -92,7 +96,8 @@ def test_allocation() -> None:
 
 def test_whose_dial_back_proves_something() -> None:
     ei = Filtering.ENDPOINT_INDEPENDENT
-    assert Behaviour(mapping=Mapping.NONE).says_public
+    assert Behaviour(mapping=Mapping.NONE, filtering=ei).says_public
+    assert not Behaviour(mapping=Mapping.NONE).says_public, "there may be a firewall"
     assert Behaviour(mapping=Mapping.ENDPOINT_INDEPENDENT, filtering=ei).says_public
     assert not Behaviour(mapping=Mapping.ENDPOINT_DEPENDENT, filtering=ei).says_public
     assert not Behaviour(

@@ -5,17 +5,19 @@ counts while it is younger than `Weighing.lifetime`; a server of our own configu
 another 1, and all servers of one network (IPv4 /16, IPv6 /32) together weigh as one. `for` and `against` are
 the sums.
 
-| now     | for, against                                  | becomes |
-|---------|-----------------------------------------------|---------|
-| any     | for >= 2, for > against                       | Public  |
-| any     | against >= 2, against > for                   | Private |
-| Public  | for = against, or neither reaches 2, not none | Public  |
-| Private | for = against, or neither reaches 2, not none | Private |
-| any     | none of either is left                        | Unknown |
-| Unknown | otherwise                                     | Unknown |
+| now     | for, against                | becomes |
+|---------|-----------------------------|---------|
+| any     | for >= 2, for >= against    | Public  |
+| any     | against >= 2, against > for | Private |
+| Public  | otherwise, and not none     | Public  |
+| Private | otherwise, and not none     | Private |
+| any     | none of either is left      | Unknown |
+| Unknown | otherwise                   | Unknown |
 
 So one stranger, liar or broken, moves nothing; a trusted server is believed at once, and two strangers of
-different networks keep it from flipping what they attest. Refusals, timeouts and lies are no words.
+different networks keep it from flipping what they attest. A tie is for Public: a dial-back that came is
+proof, that none came is somebody's word. Refusals, timeouts and lies are no words. What a server could not do
+to another port of ours, behind the same NAT, is inferred of this one, until it was asked about this one.
 
 | candidates                           | the node is |
 |--------------------------------------|-------------|
@@ -60,6 +62,7 @@ class Word:
     at: float
     trusted: bool = False
     reason: str = ""
+    inferred: bool = False  # from what the NAT does to another port of ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,7 @@ class Reachability:
         clock: Callable[[], float] = time.monotonic,
         on_change: Callable[[Multiaddr | None, Reachable], None] | None = None,
     ) -> None:
-        self._weighing = weighing or Weighing()
+        self.weighing = weighing or Weighing()
         self._clock = clock
         self._on_change = on_change
         self._candidates: dict[Multiaddr, _Candidate] = {}
@@ -147,6 +150,19 @@ class Reachability:
             del candidate.words[next(iter(candidate.words))]
         self._judge(candidate)
 
+    def infer(self, addr: Multiaddr, words: Iterable[Word]) -> None:
+        """These are all the inferred words on a candidate; whoever was asked about itself has no other."""
+        candidate = self._candidates.get(addr)
+        if candidate is None:
+            return
+        old = {server: word for server, word in candidate.words.items() if word.inferred}
+        new = {
+            word.server: word for word in words if word.server in old or word.server not in candidate.words
+        }
+        if new != old:
+            candidate.words = {s: w for s, w in candidate.words.items() if s not in old} | new
+            self._judge(candidate)
+
     def asked(self, addr: Multiaddr) -> None:
         """Somebody is asked about `addr` now."""
         if (candidate := self._candidates.get(addr)) is not None:
@@ -167,16 +183,17 @@ class Reachability:
         """When the next candidate is due, in monotonic seconds; None without candidates."""
         return min((self._when(c) for c in self._candidates.values()), default=None)
 
-    def hurry(self) -> None:
-        """Something changed (a network, a mapping, a new server): ask about everything again soon."""
+    def hurry(self, where: Callable[[Multiaddr], bool] = lambda addr: True) -> None:
+        """Something changed (a network, a mapping): ask again soon about the addresses `where` it counts."""
         for candidate in self._candidates.values():
-            candidate.asked_at = None
-            candidate.tries = 0
+            if where(candidate.addr):
+                candidate.asked_at = None
+                candidate.tries = 0
 
     def _when(self, candidate: _Candidate) -> float:
         if candidate.asked_at is None:
             return float("-inf")
-        w = self._weighing
+        w = self.weighing
         if candidate.state is not Reachable.UNKNOWN and self._settled(candidate):
             return candidate.asked_at + w.recheck
         return candidate.asked_at + min(w.retry_max, w.retry * 2.0 ** min(max(candidate.tries - 3, 0), 20))
@@ -188,11 +205,11 @@ class Reachability:
         return all(word.reachable == public for word in candidate.words.values())
 
     def _judge(self, candidate: _Candidate) -> None:
-        old = self._clock() - self._weighing.lifetime
+        old = self._clock() - self.weighing.lifetime
         candidate.words = {server: word for server, word in candidate.words.items() if word.at > old}
         for_, against = weigh(candidate.words.values())
         state = candidate.state
-        if for_ >= NEEDED and for_ > against:
+        if for_ >= NEEDED and for_ >= against:
             state = Reachable.PUBLIC
         elif against >= NEEDED and against > for_:
             state = Reachable.PRIVATE
