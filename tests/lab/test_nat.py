@@ -38,7 +38,7 @@ from tests.lab.wire import (
     router,
 )
 
-ONE_ROUTER = [name for name, kind in KINDS.items() if len(kind.routers) == 1]
+ONE_ROUTER = [name for name, k in KINDS.items() if len(k.routers) == 1 and k.routers[0].passes_udp]
 TRANSPORTS = ["udp", "tcp"]
 
 
@@ -318,6 +318,14 @@ class TestHairpin:
         public_port(nat, udp_packet(HOST, PEER))
         refused = only(nat.from_inside(udp_packet(OTHER_HOST, (PUBLIC, 4001), b"x"), 0.1), Side.INSIDE)
         assert refused.icmp_type == UNREACHABLE
+
+
+class TestNoUdp:
+    def test_only_tcp_passes(self) -> None:
+        nat = router("noudp")
+        assert nat.from_inside(udp_packet(HOST, PEER, b"x"), 0.0) == []
+        assert nat.last_drop == "udp"
+        assert public_port(nat, first("tcp", HOST, PEER)) == HOST[1]
 
 
 class TestIcmp:

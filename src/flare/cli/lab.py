@@ -19,6 +19,8 @@ from flare.lab.namespace import become_able
 from flare.lab.narrate import Narrator
 from flare.lab.trace import Capture, Tracer
 
+from . import lab_reach
+
 MAX_JOBS = 16
 
 
@@ -35,7 +37,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def add_subcommands(parser: argparse.ArgumentParser) -> None:
-    """`run` and `matrix`, on a parser of any program."""
+    """`run`, `matrix` and `reach`, on a parser of any program."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     kinds = "; ".join(f"{kind.name}: {kind.title}" for kind in KINDS.values())
     one = actions.add_parser(
@@ -77,6 +79,7 @@ def add_subcommands(parser: argparse.ArgumentParser) -> None:
         "--expect", action="store_true", help="exit code 1 when a pair comes out as it must not"
     )
     _add_common(many)
+    lab_reach.add_parser(actions, _jobs)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +121,11 @@ def _numbers(text: str) -> tuple[float, ...]:
 def run(args: argparse.Namespace) -> int:
     """Do what `args.action` says and return the exit code."""
     become_able()
-    action: Callable[[argparse.Namespace], int] = {"run": _run, "matrix": _matrix}[args.action]
+    action: Callable[[argparse.Namespace], int] = {
+        "run": _run,
+        "matrix": _matrix,
+        "reach": lab_reach.run,
+    }[args.action]
     with _interruptible():
         return action(args)
 

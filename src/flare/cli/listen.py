@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import time
+from contextlib import AsyncExitStack
 
+from ..auto_nat import AutoNat
 from ..config import Config
 from ..events import (
+    AddressReachability,
     ConnectionLost,
     ConnectionOpened,
     Event,
+    NatBehaviourChanged,
     PunchGaveUp,
     PunchStarted,
     PunchSucceeded,
+    ReachabilityChanged,
     ReservationAccepted,
     ReservationLost,
 )
@@ -20,6 +26,8 @@ from ..host import Host
 from ..protocols import echo, perf
 from ..wire.peer_id import PeerId
 from .common import Output, add_common, add_security, address, identity_from, run_until_signal
+
+_ANSWER = {"public": "yes", "private": "no", "unknown": "that is not known"}
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -46,6 +54,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="store_true",
         help=f"serve {perf.PROTOCOL}, for measurements: whoever comes gets as many bytes as he asks for",
     )
+    parser.add_argument(
+        "--reachability",
+        action="store_true",
+        help="find out where strangers can dial this host and how its NAT behaves, and say so",
+    )
     add_security(parser)
     add_common(parser)
     parser.set_defaults(run=run)
@@ -56,13 +69,17 @@ def run(args: argparse.Namespace) -> int:
     out = Output(args.json)
 
     async def main(stop: asyncio.Event) -> int:
-        async with Host(
-            identity=identity_from(args.identity),
-            listen=args.listen,
-            relays=args.relay,
-            punch=not args.no_punch,
-            config=Config(security=args.security),
-        ) as host:
+        began = time.monotonic()
+        async with (
+            Host(
+                identity=identity_from(args.identity),
+                listen=args.listen,
+                relays=args.relay,
+                punch=not args.no_punch,
+                config=Config(security=args.security),
+            ) as host,
+            AsyncExitStack() as more,
+        ):
             host.handle(echo.PROTOCOL, echo.serve, allow_limited=True)
             if args.perf:
                 host.handle(perf.PROTOCOL, perf.serve)
@@ -72,10 +89,33 @@ def run(args: argparse.Namespace) -> int:
             )
             told: dict[PeerId, list[str]] = {}
             host.on_event(lambda event: _show(out, event, told))
+            if args.reachability:
+                nat = await more.enter_async_context(AutoNat(host, serve=False))
+                host.on_event(lambda event: _show_reachability(out, event, nat, time.monotonic() - began))
             await stop.wait()
         return 0
 
     return run_until_signal(main, out)
+
+
+def _show_reachability(out: Output, event: Event, nat: AutoNat, seconds: float) -> None:
+    match event:
+        case ReachabilityChanged(state):
+            out.fact(
+                "reachability",
+                f"strangers can dial this host: {_ANSWER[state]}",
+                state=state,
+                seconds=round(seconds, 3),
+            )
+        case AddressReachability(addr, state):
+            words = next((verdict.words for verdict in nat.verdicts if verdict.addr == addr), ())
+            why = f": {words[0].reason}" if words else ""
+            out.fact("address", f"{addr} is {state}{why}", addr=addr, state=state, seconds=round(seconds, 3))
+        case NatBehaviourChanged(transport):
+            behaviour = nat.behaviours[transport]
+            out.fact("nat", behaviour.sentence, **behaviour.as_json(), seconds=round(seconds, 3))
+        case _:
+            pass
 
 
 def _show(out: Output, event: Event, told: dict[PeerId, list[str]]) -> None:

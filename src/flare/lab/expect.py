@@ -27,6 +27,9 @@ _CLASSES = {
     "port": "port",
     "port-rst": "port",
     "port-acc": "port",
+    "noudp": "port",
+    "hairpin": "open",
+    "short": "port",
     "cgn": "port",
     "sym-seq": "seq",
     "sym": "sym",
@@ -37,7 +40,9 @@ OUTCOMES = {
     "direct": frozenset({"direct"}),
     "relayed": frozenset({"relayed"}),
     "either": frozenset({"direct", "relayed"}),
+    "failed": frozenset({"failed"}),
 }
+_WITHOUT_UDP = ("noudp",)
 
 
 def _parse(table: str) -> dict[frozenset[str], str]:
@@ -54,5 +59,9 @@ _TABLES = {"tcp": _parse(_TCP), "udp": _parse(_UDP)}
 
 def expected(a: str, b: str, transport: str = "tcp") -> frozenset[str]:
     """The outcomes that are right for this pair of kinds, in either order."""
+    if a in _WITHOUT_UDP or b in _WITHOUT_UDP:
+        if transport == "quic":
+            return OUTCOMES["failed"]
+        transport = "tcp"
     table = _TABLES["tcp" if transport == "tcp" else "udp"]
     return OUTCOMES[table[frozenset({_CLASSES[a], _CLASSES[b]})]]

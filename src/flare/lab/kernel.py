@@ -39,6 +39,11 @@ def ruleset(config: NatConfig, public: str) -> str:
     """Rules that make the kernel behave as `config`, for a router whose outer address is `public`."""
     cone = config.filtering is not Dependence.ADDRESS_AND_PORT_DEPENDENT
     dnat = 'iifname "wan0" dnat ip to meta l4proto . th dport map @eim;' if cone else ""
+    back_in = ""
+    if config.hairpin and cone:
+        dnat += f' iifname "lan0" ip daddr {public} dnat ip to meta l4proto . th dport map @eim;'
+        back_in = f'oifname "lan0" ct status dnat snat ip to {public};'
+    no_udp = "" if config.passes_udp else 'iifname "lan0" meta l4proto udp drop;'
     admit = ""
     if config.filtering is Dependence.ENDPOINT_INDEPENDENT:
         admit = 'iifname "wan0" ct status dnat accept;'
@@ -49,15 +54,27 @@ def ruleset(config: NatConfig, public: str) -> str:
 table ip lab {{
 {tables}
   chain prerouting {{ type nat hook prerouting priority dstnat; {dnat} }}
-  chain postrouting {{ type nat hook postrouting priority srcnat; {_source_nat(config, public)} }}
+  chain postrouting {{ type nat hook postrouting priority srcnat; {_source_nat(config, public)} {back_in} }}
   chain forward {{
     type filter hook forward priority filter; policy accept;
+    {no_udp}
     iifname "wan0" ct state established,related accept; {admit}
     iifname "wan0" drop;
   }}
   {_input(config)}
 }}
 """
+
+
+def sysctls(config: NatConfig) -> dict[str, int]:
+    """What the router's namespace is told besides the rules, in seconds."""
+    usual = NatConfig()
+    found = {}
+    if config.udp_timeout != usual.udp_timeout:
+        found["net/netfilter/nf_conntrack_udp_timeout"] = round(config.udp_timeout)
+    if config.udp_stream_timeout != usual.udp_stream_timeout:
+        found["net/netfilter/nf_conntrack_udp_timeout_stream"] = round(config.udp_stream_timeout)
+    return found
 
 
 def _source_nat(config: NatConfig, public: str) -> str:

@@ -31,6 +31,9 @@ _PORT_RST = replace(_PORT, unsolicited=Unsolicited.REJECT)
 _PORT_ACC = replace(_PORT, unsolicited=Unsolicited.ACCEPT)
 _SYM = NatConfig(_APD, _APD, allocation=Random())
 _SYM_SEQ = replace(_SYM, allocation=Sequential())
+_NO_UDP = replace(_PORT, passes_udp=False)
+_HAIRPIN = replace(_FULL, hairpin=True)
+_SHORT = replace(_PORT, udp_timeout=4.0, udp_stream_timeout=8.0)
 _ADM = NatConfig(_AD, _APD, allocation=Random(30000, 49999), mapping_timeout=_KEPT)
 
 KINDS: dict[str, Kind] = {
@@ -45,6 +48,9 @@ KINDS: dict[str, Kind] = {
         Kind("sym", "endpoint-dependent mapping, random ports", (_SYM,)),
         Kind("sym-seq", "endpoint-dependent mapping, sequential ports", (_SYM_SEQ,)),
         Kind("adm", "address-dependent mapping, address-and-port-dependent filtering", (_ADM,)),
+        Kind("noudp", "as port, and UDP does not pass", (_NO_UDP,)),
+        Kind("hairpin", "as full, and its outside address leads back in", (_HAIRPIN,)),
+        Kind("short", "as port, and forgets UDP after 4 s, an answered flow after 8 s", (_SHORT,)),
         Kind("cgn", "a port-restricted NAT behind another", (_PORT, _PORT)),
         Kind("cgn-sym", "a port-restricted NAT behind a symmetric one", (_PORT, _SYM)),
     )

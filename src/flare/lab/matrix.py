@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing.pool import Pool
 
 from flare.lab.expect import expected
+from flare.lab.jobs import each
 from flare.lab.meeting import LabFailed, Plan, Result, meet
 
 MAIN_KINDS = ("none", "full", "addr", "port", "port-rst", "port-acc", "sym")
@@ -55,22 +53,15 @@ def fill(
     """
     wanted = list(all_plans)
     seeded = [replace(plan, seed=plan.seed + run) for plan in wanted for run in range(runs)]
-    with contextlib.ExitStack() as stack:
-        coming: Iterator[Result] = map(attempt, seeded)
-        pool: Pool | None = None
-        if jobs > 1:
-            # fork: this process has one thread, and a worker needs its user namespace
-            pool = stack.enter_context(multiprocessing.get_context("fork").Pool(jobs))
-            coming = pool.imap(attempt, seeded)
-            pool.close()
-        for plan in wanted:
-            results = []
-            for _ in range(runs):
-                results.append(next(coming))
-                on_result(results[-1])
-            yield Cell(plan, tuple(results))
-        if pool is not None:
-            pool.join()  # else leaving ends it by signal
+    coming = each(attempt, seeded, jobs)
+    for plan in wanted:
+        results = []
+        for _ in range(runs):
+            results.append(next(coming))
+            on_result(results[-1])
+        yield Cell(plan, tuple(results))
+    for _ in coming:
+        pass  # so that its processes end in good order
 
 
 def attempt(plan: Plan) -> Result:

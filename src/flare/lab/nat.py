@@ -54,6 +54,7 @@ class NatConfig:
     filtering: Dependence = Dependence.ADDRESS_AND_PORT_DEPENDENT
     allocation: PortAllocation = field(default_factory=Preserving)
     hairpin: bool = False
+    passes_udp: bool = True
     unsolicited: Unsolicited = Unsolicited.DROP
     rst: RstPolicy = RstPolicy.TRACK
     udp_timeout: float = 30.0  # nothing has come back yet
@@ -127,6 +128,8 @@ class Nat:
             return self._error_from_inside(packet, now)
         if packet.ttl <= 1:
             return self._died(packet, Side.INSIDE)
+        if packet.protocol == UDP and not self.config.passes_udp:
+            return self._drop("udp")
         hairpin = packet.dst == self.public
         if hairpin and (not self.config.hairpin or (packet.protocol, packet.dport) not in self._ports):
             return self._as_closed_host(packet, Side.INSIDE)

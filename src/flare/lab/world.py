@@ -219,6 +219,8 @@ class Lab:
                 netlink.add_default_route(inner_interface, gateways[n])
             router.sysctl("net/ipv4/ip_forward", 1)
             router.run([nft, "-f", "-"], stdin=kernel.ruleset(config, outer[n]))
+            for setting, value in kernel.sysctls(config).items():
+                router.sysctl(setting, value)
             inner, inner_interface, inner_address = router, "wan0", outer[n]
         self._site(stack, name, inner, outer[-1], outer[-1], [])
 
