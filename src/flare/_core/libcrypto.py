@@ -33,6 +33,9 @@ OPTIONAL = (
     "HMAC",  # for the keys of TLS, which Python can make too
     "EVP_sha256",
     "EVP_sha384",
+    "EVP_aes_128_ecb",  # for QUIC's headers, which aioquic protects too
+    "EVP_aes_256_ecb",
+    "EVP_chacha20",
 )
 # What handshake.pyx calls, in its order; without any of them flare.transport.noise does the work.
 HANDSHAKE = (
