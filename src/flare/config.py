@@ -82,7 +82,10 @@ class QuicLimits:
     idle_timeout: float = 30.0  # nothing came for so long: the connection is dead
     keepalive: float = 15.0  # a ping when nothing came for so long, so that NATs keep their mapping
     drain: float = 1.0  # a close waits for what was written while the peer is heard from so often
-    datagram_size: int = 1280  # bytes of UDP payload: what IPv6 and the tunnels in use carry
+    datagram_size: int = 1200  # bytes of UDP payload that every path must carry (RFC 9000, 14)
+    max_datagram_size: int = (
+        1452  # the most that is probed for (RFC 8899), as go-libp2p's: Ethernet over IPv6
+    )
     max_unproved: int = 32  # half-open inbound connections from addresses that are not proved; past it: Retry
     resets_per_second: int = (
         100  # stateless resets, version negotiations: answers to those we know nothing of

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from typing import Any
 
 from flare.config import QuicLimits
@@ -11,13 +12,16 @@ from flare.transport.quic_engine import Address
 from flare.wire.keys import Identity
 
 CLIENT, SERVER = ("192.0.2.1", 1), ("192.0.2.2", 2)
+Path = Callable[[list[bytes]], list[bytes]]
 
 
 class Sink:
-    """Events: how many bytes came on each stream, and which streams ended. All of it counts as read."""
+    """Events: what came on each stream, and which streams ended. All of it counts as read."""
 
     def __init__(self) -> None:
         self.received: Counter[int] = Counter()
+        self.data: defaultdict[int, bytearray] = defaultdict(bytearray)
+        self.pongs: list[int] = []
         self.ended: set[int] = set()
         self.is_established = False
         self.connection: AioquicConnection
@@ -27,19 +31,27 @@ class Sink:
 
     def stream_data(self, stream: int, data: bytes, fin: bool) -> None:
         self.received[stream] += len(data)
+        self.data[stream] += data
         if fin:
             self.ended.add(stream)
         self.connection.consumed(stream, len(data), again=not fin)
+
+    def pong(self, uid: int) -> None:
+        self.pongs.append(uid)
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_: None
 
 
 class EnginePair:
-    """A client and a server that run by turns, `wake` seconds apart."""
+    """A client and a server that run by turns, `wake` seconds apart. `path` is what happens on the way."""
 
-    def __init__(self, *, wake: float = 0.010, limits: QuicLimits | None = None) -> None:
+    def __init__(
+        self, *, wake: float = 0.010, limits: QuicLimits | None = None, path: Path | None = None
+    ) -> None:
         limits = limits or QuicLimits()
+        self.path: Path = path or (lambda datagrams: datagrams)
+        self.address: Address = CLIENT  # where the server sees the client
         self.now, self.wake = 1000.0, wake
         self.here, self.there = Sink(), Sink()
         engine = AioquicEngine(Identity.generate(), limits)
@@ -63,11 +75,11 @@ class EnginePair:
         self._flying += self._run(self.client)
         sent = len(self._flying)
         self.now += self.wake / 2
-        for data, _ in self._flying:
-            self.server.receive(data, CLIENT, self.now)
+        for data in self.path([data for data, _ in self._flying]):
+            self.server.receive(data, self.address, self.now)
         back = self._run(self.server)
         self.now += self.wake / 2
-        for data, _ in back:
+        for data in self.path([data for data, _ in back]):
             self.client.receive(data, SERVER, self.now)
         self._flying = []
         return sent

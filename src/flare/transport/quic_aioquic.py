@@ -6,7 +6,7 @@ each: it fails with an aioquic that has changed one. They serve five ends:
 - stateless reset tokens outlive the process;
 - windows open as bytes are read, where aioquic opens them as bytes come;
 - it is known how much is unsent and unacknowledged, and why a connection ended;
-- a program that wakes up late sends what it missed (transport/quic_pacing.py).
+- packets of data cost little (quic_datapath.py, over quic_recovery.py, quic_pacing.py and quic_mtu.py).
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
     CONNECTION_LIMIT_FRAME_CAPACITY,
     MAX_STREAM_DATA_FRAME_CAPACITY,
-    QuicConnection,
 )
 from aioquic.quic.crypto import CryptoPair
 from aioquic.quic.packet import (
@@ -51,15 +50,14 @@ from flare.errors import (
     ResourceLimit,
 )
 from flare.transport import certificate
+from flare.transport.quic_datapath import CID as CID
+from flare.transport.quic_datapath import DataPath
 from flare.transport.quic_engine import ALPN, NO_ERROR, VERSION_1, Address, Events, Initial, Verify
-from flare.transport.quic_pacing import Pacer
 from flare.transport.quic_window import Window
 from flare.wire.keys import Identity
 
-CID: Final = 8  # bytes of our connection ids
 _TOKEN: Final = 16
 _LONGEST_RESET: Final = 43  # bytes: as an acknowledgement, so that it tells watchers little (RFC 9000, 10.3)
-_STREAMS_A_ROUND: Final = 16  # each of them costs something for each packet
 _STREAM_UNSENT: Final = 256 * 1024  # bytes: a stream with as many unsent takes no more
 _ALERTS: Final = range(QuicErrorCode.CRYPTO_ERROR, QuicErrorCode.CRYPTO_ERROR + 0x100)
 _ABOUT_CERTIFICATES: Final = frozenset((42, 43, 44, 45, 46, 48, 49, 116))  # TLS alerts (RFC 8446, 6)
@@ -194,39 +192,13 @@ class AioquicEngine:
         return bytes(random) + self.reset_token(data[1 : 1 + CID])
 
 
-class _Quiet:
-    """Instead of aioquic's logger, which warns of what strangers send and costs time on each packet."""
-
-    def debug(self, *_: object) -> None: ...
-    def info(self, *_: object) -> None: ...
-    def warning(self, *_: object) -> None: ...
-    def error(self, *_: object) -> None: ...
-
-
-_QUIET: Final[Any] = _Quiet()
-
-
-def _is_busy(stream: QuicStream) -> bool:
-    """It is over, or has data, a reset, STOP_SENDING or a new window to send."""
-    sender = stream.sender
-    return (
-        not (sender.buffer_is_empty or stream.is_blocked)
-        or stream.max_stream_data_local != stream.max_stream_data_local_sent
-        or sender.reset_pending
-        or stream.receiver.stop_pending
-        or stream.is_finished
-    )
-
-
-class _Quic(QuicConnection):
+class _Quic(DataPath):
     """aioquic's connection, with the certificates, windows and reset tokens of libp2p."""
 
     def __init__(self, engine: AioquicEngine, verify: Verify, **how: Any) -> None:
-        super().__init__(**how)
+        super().__init__(engine.limits, **how)
         self._engine = engine
         self._verify = verify
-        self._logger = self._loss._logger = _QUIET
-        self._loss._pacer = Pacer(engine.limits.datagram_size)  # type: ignore[assignment]
         self.failure: Exception | None = None  # why we ended the handshake
         self.by_peer = False  # the peer closed it
         self.on_token: Callable[[bytes], None] = lambda _: None
@@ -277,32 +249,6 @@ class _Quic(QuicConnection):
     def _consume_peer_cid(self) -> None:
         super()._consume_peer_cid()
         self.on_token(self._peer_cid.stateless_reset_token)
-
-    # Streams
-
-    def _write_application(self, builder: QuicPacketBuilder, network_path: Any, now: float) -> None:
-        """As aioquic's; but that asks every stream for each packet, and this the few that have something."""
-        streams, queue = self._streams, self._streams_queue
-        busy = [stream for stream in queue if _is_busy(stream)]
-        waiting, served = busy, []
-        try:
-            while True:
-                few, waiting = waiting[:_STREAMS_A_ROUND], waiting[_STREAMS_A_ROUND:]
-                self._streams = {cast(int, stream.stream_id): stream for stream in few}
-                self._streams_queue = few
-                try:
-                    super()._write_application(builder, network_path, now)
-                finally:
-                    served += self._streams_queue
-                    for stream in few:
-                        if stream.stream_id not in self._streams:
-                            del streams[cast(int, stream.stream_id)]
-                if not waiting or self._pacing_at is not None:
-                    break
-        finally:
-            chosen = set(busy)
-            idle = [stream for stream in queue if stream not in chosen]
-            self._streams, self._streams_queue = streams, waiting + served + idle
 
     # Windows
 
@@ -357,6 +303,7 @@ class AioquicConnection:
         self._by_us = False
         self._over = False
         quic.on_token = sink.token_learned
+        quic.on_data = sink.stream_data
         self._handlers: dict[type, Callable[[Any], None]] = {
             events.StreamDataReceived: self._stream_data,
             events.StreamReset: self._stream_reset,
@@ -508,7 +455,9 @@ class AioquicConnection:
     def _tell(self) -> None:
         quic = self._quic
         handlers = self._handlers
-        while (event := quic.next_event()) is not None:
+        waiting = quic._events
+        while waiting:
+            event = waiting.popleft()
             handler = handlers.get(type(event))
             if handler is not None:
                 handler(event)

@@ -42,9 +42,20 @@ class Pacer:
 
     def update_after_send(self, now: float) -> None:
         """A datagram was made."""
+        self.spend(1, now)
+
+    def allowed(self, now: float) -> int:
+        """How many datagrams may be sent now."""
+        if not self._rate:
+            return MOST_BURST
+        self._fill(now)
+        return max(0, int(self._credit))
+
+    def spend(self, datagrams: int, now: float) -> None:
+        """So many were made."""
         if self._rate:
             self._fill(now)
-            self._credit -= 1
+            self._credit -= datagrams
 
     def update_rate(self, congestion_window: int, smoothed_rtt: float) -> None:
         """The window (bytes) or the round trip (seconds) is another."""
@@ -52,6 +63,10 @@ class Pacer:
         window = congestion_window / self._size
         self._burst = min(max(self._rate * LATENESS, LEAST_BURST), MOST_BURST, max(window, 2))
         self._credit = min(self._credit, self._burst)
+
+    def resize(self, datagram_size: int) -> None:
+        """Datagrams have another size from now on; `update_rate` follows."""
+        self._size = datagram_size
 
     def _fill(self, now: float) -> None:
         if now > self._at:

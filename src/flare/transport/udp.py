@@ -32,6 +32,11 @@ MAX_PENDING: Final = 4096  # datagrams that wait for room in the socket; more ar
 RECEIVE_PAUSE: Final = 0.1  # seconds without receiving after an error
 _SNDBUFFORCE: Final = 32  # Linux's, which Python does not name
 _RCVBUFFORCE: Final = 33
+_MTU_DISCOVER: Final = {  # never fragment, and leave path MTUs to us
+    socket.AF_INET: (socket.IPPROTO_IP, 10),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, 23),
+}
+_PMTUDISC_PROBE: Final = 3
 _SHORTEST_LINGER: Final = 0.3
 _LONGEST_LINGER: Final = 3.0
 
@@ -244,12 +249,17 @@ def _widen(sock: socket.socket) -> None:
 
 
 def udp_socket(ip: IpAddress, port: int) -> socket.socket:
-    """A non-blocking UDP socket bound to `ip` and `port` (0: any free one). OSError."""
+    """A non-blocking UDP socket bound to `ip` and `port` (0: any free one). OSError.
+
+    It fragments nothing: what is larger than the path carries is lost (RFC 9000, 14).
+    """
     family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
     sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if sys.platform == "linux":
+            sock.setsockopt(*_MTU_DISCOVER[family], _PMTUDISC_PROBE)
         sock.bind((str(ip), port))
     except OSError:
         sock.close()

@@ -1,0 +1,537 @@
+"""QUIC's way of data: what aioquic does for each 1-RTT packet, in a tenth of the steps.
+
+From the end of the handshake on, packets are opened, sealed and taken apart in `flare._core.quic`, and made
+here, many at a time. What is in any way unusual goes the way of aioquic as before: handshakes, connection
+ids, paths and their challenges, key updates, closes, streams that begin or end, and everything when libcrypto
+is not within reach. What of aioquic this stands on is in tests/transport/test_quic_aioquic.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+from aioquic import tls
+from aioquic._buffer import Buffer
+from aioquic.quic.connection import (
+    END_STATES,
+    QuicConnection,
+    QuicConnectionError,
+    QuicConnectionState,
+    QuicReceiveContext,
+)
+from aioquic.quic.crypto import CryptoContext, CryptoPair, derive_key_iv_hp
+from aioquic.quic.packet import (
+    NON_ACK_ELICITING_FRAME_TYPES,
+    QuicErrorCode,
+    QuicFrameType,
+    pull_quic_transport_parameters,
+)
+from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder, QuicPacketBuilderStop
+from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketSpace
+from aioquic.quic.stream import QuicStream, StreamFinishedError
+
+from flare._core import aead
+from flare._core.quic import Keys, available, stream_frame, stream_overhead
+from flare.config import QuicLimits
+from flare.transport.quic_mtu import PathMtu
+from flare.transport.quic_pacing import Pacer
+from flare.transport.quic_recovery import Handler, Recovery, Sent
+
+CID: Final = 8  # bytes of our connection ids
+KEY_PACKETS: Final = 1 << 22  # sent under one key: AES-GCM is good for twice as many (RFC 9001, 6.6)
+SWALLOWED: Final = 2  # probe timeouts in a row after which the path is thought to swallow large datagrams
+
+_ONE_RTT: Final = tls.Epoch.ONE_RTT
+_OVERHEAD: Final = 1 + 4 + 16  # bytes of a packet besides connection id and frames
+_PING: Final = bytes((QuicFrameType.PING,))
+_KINDS: Final = {
+    tls.CipherSuite.AES_128_GCM_SHA256: aead.AES_128_GCM,
+    tls.CipherSuite.AES_256_GCM_SHA384: aead.AES_256_GCM,
+    tls.CipherSuite.CHACHA20_POLY1305_SHA256: aead.CHACHA20_POLY1305,
+}
+
+
+class _Quiet:
+    """Instead of aioquic's logger, which warns of what strangers send and costs time on each packet."""
+
+    def debug(self, *_: object) -> None: ...
+    def info(self, *_: object) -> None: ...
+    def warning(self, *_: object) -> None: ...
+    def error(self, *_: object) -> None: ...
+
+
+_QUIET: Final[Any] = _Quiet()
+
+
+class _Direction:
+    """The keys of one direction, made from aioquic's; header protection keeps its first (RFC 9001, 6)."""
+
+    __slots__ = ("_mask_key", "_secret", "keys")
+
+    def __init__(self) -> None:
+        self.keys: Keys | None = None
+        self._secret: bytes | None = None
+        self._mask_key: bytes | None = None
+
+    def follows(self, context: CryptoContext) -> bool:
+        """They are still aioquic's."""
+        return self._secret is context.secret and self._secret is not None
+
+    def follow(self, context: CryptoContext) -> None:
+        """After a key update, and at first."""
+        if context.cipher_suite is None or context.secret is None or context.version is None:
+            return
+        key, iv, mask_key = derive_key_iv_hp(
+            cipher_suite=context.cipher_suite, secret=context.secret, version=context.version
+        )
+        self._mask_key = self._mask_key or mask_key
+        self._secret = context.secret
+        self.keys = Keys(_KINDS[context.cipher_suite], key, iv, self._mask_key, context.key_phase)
+
+
+class _Front:
+    """The frames before the data of a packet. aioquic's methods write them, as to a QuicPacketBuilder."""
+
+    quic_logger_frames = None
+
+    def __init__(self, room: int, number: int) -> None:
+        self.packet_number = number
+        self.handlers: list[Handler] = []
+        self.eliciting = False
+        self._room = room
+        self._buffer = Buffer(capacity=room)
+
+    @property
+    def remaining_buffer_space(self) -> int:
+        return self._room - self._buffer.tell()
+
+    @property
+    def frames(self) -> bytes:
+        return self._buffer.data
+
+    def start_frame(
+        self,
+        frame_type: int,
+        capacity: int = 1,
+        handler: Callable[..., None] | None = None,
+        handler_args: Any = (),
+    ) -> Buffer:
+        if self.remaining_buffer_space < capacity:
+            raise QuicPacketBuilderStop
+        self._buffer.push_uint_var(frame_type)
+        if frame_type not in NON_ACK_ELICITING_FRAME_TYPES:
+            self.eliciting = True
+        if handler is not None:
+            self.handlers.append((handler, handler_args))
+        return self._buffer
+
+
+def _is_busy(stream: QuicStream) -> bool:
+    """It is over, or has data, a reset, STOP_SENDING or a new window to send."""
+    sender = stream.sender
+    return (
+        not (sender.buffer_is_empty or stream.is_blocked)
+        or stream.max_stream_data_local != stream.max_stream_data_local_sent
+        or sender.reset_pending
+        or stream.receiver.stop_pending
+        or stream.is_finished
+    )
+
+
+class DataPath(QuicConnection):
+    """aioquic's connection with a way of its own for packets of data. `on_data` gets what streams brought."""
+
+    def __init__(self, limits: QuicLimits, **how: Any) -> None:
+        super().__init__(**how)
+        self._logger = _QUIET
+        self.mtu = PathMtu(limits.datagram_size, limits.max_datagram_size)
+        self._recovery = Recovery(
+            datagram_size=limits.datagram_size,
+            pacer=Pacer(limits.datagram_size),
+            initial_rtt=self._configuration.initial_rtt,
+            peer_completed_address_validation=not self._is_client,
+            send_probe=self._send_probe,
+            logger=_QUIET,
+        )
+        self._loss = self._recovery
+        self.on_data: Callable[[int, bytes, bool], None] = lambda *_: None
+        self._in, self._out = _Direction(), _Direction()
+        self._pair: CryptoPair  # of 1-RTT packets, as `_space`: an Enum is slow as a key
+        self._space: QuicPacketSpace
+        self._keyed_at = 0  # our packet number when the keys were new
+        self._now = self._heard = 0.0
+
+    # Keys
+
+    def _take_keys(self) -> None:
+        """Once the handshake is confirmed, and after key updates."""
+        if not self._handshake_confirmed or not available():
+            return
+        pair = self._pair = self._cryptos[_ONE_RTT]
+        self._space = self._spaces[_ONE_RTT]
+        for direction, context in ((self._in, pair.recv), (self._out, pair.send)):
+            if not direction.follows(context):
+                direction.follow(context)
+                self._keyed_at = self._packet_number
+
+    # In
+
+    def receive_datagram(self, data: bytes, addr: Any, now: float) -> None:
+        """A datagram came."""
+        self._now = now
+        if not self._is_simple(data, addr) or not self._receive_packet(data, now):
+            path = self._network_paths[0] if self._network_paths else None
+            super().receive_datagram(data, addr, now)
+            self._take_keys()
+            if path is not None and path is not self._network_paths[0]:
+                self.mtu.begin_again()
+                self._resize()
+
+    def _is_simple(self, data: bytes, addr: Any) -> bool:
+        """A short header, from the path in use and to the connection id in use, under keys that are here."""
+        if self._in.keys is None or data[0] & 0x80 or data[1 : 1 + CID] != self.host_cid:
+            return False
+        path = self._network_paths[0]
+        return (
+            path.addr == addr
+            and path.is_validated
+            and self._state is QuicConnectionState.CONNECTED
+            and not self._close_pending
+            and self._in.follows(self._pair.recv)
+        )
+
+    def _receive_packet(self, data: bytes, now: float) -> bool:
+        space = self._space
+        assert self._in.keys is not None
+        opened = self._in.keys.open(data, 1 + CID, space.expected_packet_number)
+        if opened is None:
+            return False
+        number, payload, acked, delay, pieces, eliciting = opened
+        if number in space.received_packets:
+            return True
+        space.expected_packet_number = max(space.expected_packet_number, number + 1)
+        came: list[tuple[int, bytes]] = []
+        try:
+            if pieces is None:
+                eliciting, _ = self._payload_received(self._context(now), cast(bytes, payload))
+            else:
+                if acked is not None:
+                    self._check_sent(acked[-1][1] - 1)
+                    seconds = (delay << self._remote_ack_delay_exponent) / 1e6
+                    self._recovery.acked(acked, seconds, now, space)
+                for piece in pieces:
+                    self._take_piece(came, now, *piece)
+        except QuicConnectionError as error:
+            self.close(error.error_code, error.frame_type, error.reason_phrase)
+        if self._state in END_STATES or self._close_pending:
+            return True
+        if now != self._heard:
+            self._heard = now
+            self._close_at = now + self._idle_timeout()
+        self._ack_eliciting_sent_since_receipt = False
+        self._note(space, number, eliciting, now)
+        for stream, brought in came:
+            self.on_data(stream, brought, False)
+        return True
+
+    def _check_sent(self, largest: int) -> None:
+        """RFC 9000, 13.1: an acknowledgement of what was never sent is a lie."""
+        if largest >= self._packet_number:
+            raise QuicConnectionError(
+                QuicErrorCode.PROTOCOL_VIOLATION, QuicFrameType.ACK, f"packet {largest} was never sent"
+            )
+
+    def _context(self, now: float) -> QuicReceiveContext:
+        return QuicReceiveContext(
+            epoch=_ONE_RTT,
+            host_cid=self.host_cid,
+            network_path=self._network_paths[0],
+            quic_logger_frames=None,
+            time=now,
+            version=None,
+        )
+
+    def _note(self, space: QuicPacketSpace, number: int, eliciting: bool, now: float) -> None:
+        """It is to be acknowledged, and not to be taken again."""
+        if number > space.largest_received_packet:
+            space.largest_received_packet = number
+            space.largest_received_time = now
+        space.ack_queue.add(number)
+        space.received_packets.add(number)
+        if len(space.ack_queue) > MAX_ACK_RANGES:
+            space.ack_queue.shift()
+        if eliciting and space.ack_at is None:
+            space.ack_at = now + self._ack_delay
+
+    def _take_piece(
+        self, came: list[tuple[int, bytes]], now: float, number: int, offset: int, data: bytes, fin: bool
+    ) -> None:
+        """The next bytes of a stream go to `came`; all else that a STREAM frame may be is aioquic's."""
+        stream = self._streams.get(number)
+        size = len(data)
+        if stream is not None and size and not fin and not self._events:
+            receiver, window = stream.receiver, self._local_max_data
+            if (
+                offset == receiver._buffer_start == receiver.highest_offset
+                and receiver._final_size is None
+                and not receiver.is_finished
+                and offset + size <= stream.max_stream_data_local
+                and window.used + size <= window.value
+            ):
+                receiver._buffer_start = receiver.highest_offset = offset + size
+                window.used += size
+                came.append((number, data))
+                return
+        frame = Buffer(capacity=size + 24)
+        frame.push_uint_var(number)
+        frame.push_uint_var(offset)
+        frame.push_uint_var(size)
+        frame.push_bytes(data)
+        frame.seek(0)
+        with contextlib.suppress(StreamFinishedError):
+            self._handle_stream_frame(self._context(now), QuicFrameType.STREAM_BASE | 6 | fin, frame)
+
+    # Out
+
+    def datagrams_to_send(self, now: float) -> list[tuple[bytes, Any]]:
+        """What to send now."""
+        self._now = now
+        if not self._is_plain():
+            made = super().datagrams_to_send(now)
+            self._take_keys()
+            return made
+        if self._packet_number - self._keyed_at >= KEY_PACKETS:
+            self._keyed_at = self._packet_number
+            self.request_key_update()
+            return super().datagrams_to_send(now)
+        addr = self._network_paths[0].addr
+        return [(datagram, addr) for datagram in self._burst(now)]
+
+    def _is_plain(self) -> bool:
+        """Nothing is to be sent but on one path, under keys that are here, and what `_burst` knows of."""
+        if self._out.keys is None or self._state is not QuicConnectionState.CONNECTED or self._close_pending:
+            return False
+        path, *others = self._network_paths
+        return (
+            path.is_validated
+            and not path.remote_challenges
+            and not any(
+                other.remote_challenges or not (other.is_validated or other.local_challenge_sent)
+                for other in others
+            )
+            and self._out.follows(self._pair.send)
+            and not self._pair._update_key_requested
+            and not self._handshake_done_pending
+            and not self._retire_connection_ids
+            and not self._streams_blocked_pending
+            and self._remote_preferred_address is None
+            and self._crypto_streams[_ONE_RTT].sender.buffer_is_empty
+            and all(cid.was_sent for cid in self._host_cids)
+        )
+
+    def _burst(self, now: float) -> list[bytes]:
+        """Packets, as many as there is something for, and as window and pacer let out."""
+        loss, space, keys = self._recovery, self._space, self._out.keys
+        assert keys is not None
+        cid, size = self._peer_cid.cid, self._max_datagram_size
+        room = size - _OVERHEAD - len(cid)
+        window = loss.congestion_window - loss.bytes_in_flight
+        if self._probe_pending:
+            window = max(window, size)
+        allowed = loss._pacer.allowed(now)
+        busy = self._busy()
+        turn = deque(s for s in busy if not (s.sender.buffer_is_empty or s.is_blocked))
+        several = len(turn) > 1
+        announced = False
+        made: list[bytes] = []
+        packets: list[Sent] = []
+        paced = 0
+        while True:
+            may = paced < allowed and window >= size
+            acks = space.ack_at is not None and space.ack_at <= now
+            if not (acks or may):
+                break
+            frames, eliciting = b"", False
+            handlers: list[Handler] = []
+            if acks or not announced:
+                front = _Front(room, self._packet_number)
+                if acks:
+                    self._write_ack_frame(cast(QuicPacketBuilder, front), space, now)
+                if may:
+                    announced = self._announce(front, space, busy)
+                frames, handlers, eliciting = front.frames, front.handlers, front.eliciting
+            datagram = None
+            if may and turn:
+                before = len(handlers)
+                datagram, frames = self._fill(keys, cid, room, frames, handlers, turn)
+                eliciting = eliciting or len(handlers) > before
+            if datagram is None:
+                if not frames:
+                    break
+                datagram = keys.seal(cid, self._packet_number, frames)
+            packets.append(Sent(self._packet_number, now, len(datagram), eliciting, eliciting, handlers))
+            made.append(datagram)
+            self._packet_number += 1
+            if eliciting:
+                paced += 1
+                window -= len(datagram)
+        loss._pacer.spend(paced, now)
+        self._pacing_at = loss._pacer.next_send_time(now) if turn and window >= size else None
+        if several and turn:  # the next burst goes on where this one ends
+            later = set(turn)
+            self._streams_queue = [s for s in self._streams_queue if s not in later] + list(turn)
+        self._probe_mtu(keys, cid, made, packets, now)
+        self._register(packets, now)
+        return made
+
+    def _register(self, packets: list[Sent], now: float) -> None:
+        """They are under way; the first that wants an answer puts the idle timeout off (RFC 9000, 10.1)."""
+        if not packets:
+            return
+        self._recovery.sent(packets, now, self._space)
+        if not self._ack_eliciting_sent_since_receipt and any(p.is_ack_eliciting for p in packets):
+            self._close_at = now + self._idle_timeout()
+            self._ack_eliciting_sent_since_receipt = True
+
+    def _busy(self) -> list[QuicStream]:
+        """The streams that have something to send, whose turn it is first; those that are over go."""
+        busy: list[QuicStream] = []
+        over: set[QuicStream] = set()
+        for stream in self._streams_queue:
+            if stream.is_finished:
+                over.add(stream)
+                number = cast(int, stream.stream_id)
+                del self._streams[number]
+                if number & 1 == self._is_client:  # the peer's: it may open another (RFC 9000, 4.6)
+                    self._stream_limit(number).value += 1
+            elif _is_busy(stream):
+                busy.append(stream)
+        if over:
+            self._streams_queue = [stream for stream in self._streams_queue if stream not in over]
+        return busy
+
+    def _announce(self, front: _Front, space: QuicPacketSpace, busy: list[QuicStream]) -> bool:
+        """Windows, the ends of streams, and pings; whether there was room for all of them."""
+        builder = cast(QuicPacketBuilder, front)
+        try:
+            self._write_connection_limits(builder, space)
+            for stream in busy:
+                self._write_stream_limits(builder, space, stream)
+                if stream.receiver.stop_pending:
+                    self._write_stop_sending_frame(builder, stream)
+                if stream.sender.reset_pending:
+                    self._write_reset_stream_frame(builder, stream)
+            if self._ping_pending:
+                self._write_ping_frame(builder, self._ping_pending)
+                self._ping_pending.clear()
+            if self._probe_pending:
+                self._write_ping_frame(builder)
+                self._probe_pending = False
+        except QuicPacketBuilderStop:
+            return False
+        return True
+
+    def _fill(
+        self,
+        keys: Keys,
+        cid: bytes,
+        room: int,
+        frames: bytes,
+        handlers: list[Handler],
+        turn: deque[QuicStream],
+    ) -> tuple[bytes | None, bytes]:
+        """Data behind `frames`: the datagram if that is full, and the frames otherwise."""
+        while turn:
+            stream = turn[0]
+            sender = stream.sender
+            piece = self._next_piece(stream)
+            if piece is None:
+                turn.popleft()
+                continue
+            start, stop = piece
+            number = cast(int, stream.stream_id)
+            here = room - len(frames) - stream_overhead(number, start)
+            if here <= 0:
+                break
+            end = min(stop, start + here)
+            fin = end == sender._buffer_fin
+            if end > start:
+                sender._pending.subtract(start, end)
+            if fin:
+                sender._pending_eof = False
+            if end > sender.highest_offset:
+                self._remote_max_data_used += end - sender.highest_offset
+                sender.highest_offset = end
+            handlers.append((sender.on_data_delivery, (start, end, fin)))
+            at, size = start - sender._buffer_start, end - start
+            if size + 2 < here:  # room is left for another
+                frames += stream_frame(number, start, sender._buffer, at, size, fin)
+                continue
+            turn.rotate(-1)
+            return (
+                keys.seal_stream(
+                    cid, self._packet_number, frames, number, start, sender._buffer, at, size, fin
+                ),
+                frames,
+            )
+        return None, frames
+
+    def _next_piece(self, stream: QuicStream) -> tuple[int, int] | None:
+        """From where to where the peer's windows let the stream send next; None: nothing."""
+        sender = stream.sender
+        if sender._reset_error_code is not None:
+            return None
+        if len(sender._pending) == 0:
+            if sender._pending_eof:
+                end = cast(int, sender._buffer_fin)
+                return end, end
+            sender.buffer_is_empty = True
+            return None
+        first = sender._pending[0]
+        allowed = min(
+            sender.highest_offset + self._remote_max_data - self._remote_max_data_used,
+            stream.max_stream_data_remote,
+        )
+        stop = min(first.stop, allowed)
+        return (first.start, stop) if stop > first.start else None
+
+    # How large
+
+    def _probe_mtu(self, keys: Keys, cid: bytes, made: list[bytes], packets: list[Sent], now: float) -> None:
+        """A padded PING that is no congestion when it is lost (RFC 9000, 14.4)."""
+        loss = self._recovery
+        size = self.mtu.probe(now, loss._rtt_smoothed) if loss._rtt_initialized else None
+        if size is None:
+            return
+        made.append(keys.seal(cid, self._packet_number, _PING, size))
+        packets.append(Sent(self._packet_number, now, size, True, False, [(self._mtu_probed, (size,))]))
+        self._packet_number += 1
+
+    def _mtu_probed(self, delivery: QuicDeliveryState, size: int) -> None:
+        if delivery is QuicDeliveryState.ACKED:
+            self.mtu.passed(size, self._now)
+            self._resize()
+        else:
+            self.mtu.lost(size, self._now)
+
+    def _resize(self) -> None:
+        if self._max_datagram_size != self.mtu.size:
+            self._max_datagram_size = self.mtu.size
+            self._recovery.resize(self.mtu.size)
+
+    def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
+        super()._parse_transport_parameters(data, from_session_ticket)
+        told = pull_quic_transport_parameters(Buffer(data=data)).max_udp_payload_size
+        if told is not None:
+            self.mtu.limit(told)
+
+    def handle_timer(self, now: float) -> None:
+        """A deadline is over."""
+        self._now = now
+        super().handle_timer(now)
+        if self._recovery._pto_count >= SWALLOWED:
+            self.mtu.begin_again()
+            self._resize()
