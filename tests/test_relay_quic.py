@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import flare
+from flare.config import SECURITY
 from flare.errors import LimitedConnection, StreamClosed, StreamReset
 from flare.events import CircuitClosed, PunchSucceeded, ReservationAccepted
 from tests.support.aio import aio
@@ -18,7 +19,8 @@ from tests.support.loopback import Seen, host
 TCP = "/ip4/127.0.0.1/tcp/0"
 QUIC = "/ip4/127.0.0.1/udp/0/quic-v1"
 BOTH = {"tcp": TCP, "quic-v1": QUIC}
-PAIRS = [("quic-v1", "quic-v1"), ("tcp", "quic-v1"), ("quic-v1", "tcp")]
+WAYS = ("tcp-noise", "tcp-tls", "quic-v1")
+PAIRS = [(dialler, listener) for dialler in WAYS for listener in WAYS]
 
 
 def way(relay: flare.Host, transport: str) -> str:
@@ -26,9 +28,18 @@ def way(relay: flare.Host, transport: str) -> str:
     return next(str(addr) for addr in relay.full_addrs if addr.transport == transport)
 
 
-def peer(relay: flare.Host, transport: str, **how: Any) -> flare.Host:
-    """A host that knows the relay by one transport, and listens on that."""
-    return host(listen=[BOTH[transport]], relays=[way(relay, transport)], **how)
+def parts(by: str) -> tuple[str, str]:
+    """Transport and security of one of WAYS."""
+    transport, _, security = by.partition("-")
+    return (by, "tls") if by == "quic-v1" else (transport, security)
+
+
+def peer(relay: flare.Host, by: str, **how: Any) -> flare.Host:
+    """A host that knows the relay by one of WAYS, and listens on that transport."""
+    transport, security = parts(by)
+    first: Any = (security, *(other for other in SECURITY if other != security))
+    config = flare.Config(security=first)
+    return host(listen=[BOTH[transport]], relays=[way(relay, transport)], config=config, **how)
 
 
 @pytest.mark.parametrize(("dialler", "listener"), PAIRS)
@@ -42,10 +53,13 @@ async def test_circuits_between_any_two(dialler: str, listener: str) -> None:
     ):
         bob.handle("/echo", echo)
         await Seen(bob).first(ReservationAccepted)
-        assert relay.connections_to(bob.peer_id)[0].path == f"direct/{listener}"
         connection = await alice.connect(bob.peer_id)
         assert connection.path == "relayed"
-        assert relay.connections_to(alice.peer_id)[0].path == f"direct/{dialler}"
+        for who, by in ((alice, dialler), (bob, listener)):
+            (theirs,) = relay.connections_to(who.peer_id)
+            transport, security = parts(by)
+            assert theirs.path == f"direct/{transport}"
+            assert security in theirs.security.split("/")
         data = os.urandom(3_000_000)
         async with connection.open_stream("/echo") as stream:
             sending = asyncio.create_task(stream.write(data))

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from aioquic.quic.configuration import QuicConfiguration
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from flare.config import Config, HostLimits, QuicLimits, Timeouts
 from flare.errors import AuthenticationFailed, ConnectionClosed, FlareError
@@ -22,6 +26,7 @@ from flare.transport.quic_engine import Address
 from flare.wire.keys import Identity
 from flare.wire.multiaddr import Multiaddr
 from tests.support.aio import aio, eventually
+from tests.support.certificates import Forged
 from tests.support.quic_nodes import QuicNode
 from tests.support.udp_proxy import UdpProxy
 
@@ -116,10 +121,40 @@ def anothers_key(configuration: QuicConfiguration) -> None:
 
 
 def _replace(configuration: QuicConfiguration, made: certificate.Certificate) -> None:
-    from cryptography import x509
-
     configuration.certificate = x509.load_der_x509_certificate(made.der)
     configuration.private_key = made.key
+
+
+def forged(bend: Callable[[Forged], object]) -> Callable[[QuicConfiguration], None]:
+    """A certificate with one thing wrong."""
+
+    def spoil(configuration: QuicConfiguration) -> None:
+        one = Forged(Identity.generate(), time.time())
+        bend(one)
+        configuration.certificate = x509.load_der_x509_certificate(one.der())
+        configuration.private_key = one.key
+
+    return spoil
+
+
+FORGED = {
+    "no extension": (forged(lambda f: f.without_extension()), "no libp2p extension"),
+    "another peer's signature": (forged(lambda f: f.signed_by(Identity.generate())), "did not sign its key"),
+    "a signature of another key": (forged(lambda f: f.over_another_key()), "did not sign its key"),
+    "an identity key of no known type": (
+        forged(lambda f: f.with_public_key(b"\x08\x09\x12\x01x")),
+        "its libp2p extension",
+    ),
+    "a certificate key that is too weak": (
+        forged(lambda f: f.with_key(rsa.generate_private_key(65537, 1024))),
+        "its key is none of",
+    ),
+    "a critical extension nobody knows": (forged(lambda f: f.with_critical("1.2.3.4")), "critical extension"),
+    "signed by another certificate": (
+        forged(lambda f: f.issued_by_another()),
+        "its signature|cannot be read",
+    ),
+}
 
 
 class TestCertificates:
@@ -161,6 +196,30 @@ class TestCertificates:
             assert b.inbound.empty()
             assert not b.quic.half_open
             assert not b.quic.connections
+
+    @aio
+    @pytest.mark.parametrize("name", FORGED)
+    async def test_a_forged_one_of_a_server(self, name: str) -> None:
+        spoil, reason = FORGED[name]
+        async with QuicNode() as a, QuicNode(engine=Hostile(spoil)) as b:
+            with pytest.raises(AuthenticationFailed, match=reason):
+                await a.quic.dial(b.quic.listen_addrs[0], expected_peer=None)
+            assert not a.quic.connections
+            await eventually(lambda: not b.quic.half_open)
+
+    @aio
+    @pytest.mark.parametrize("name", FORGED)
+    async def test_a_forged_one_of_a_client(self, name: str, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level("DEBUG", "flare.transport.quic")
+        spoil, reason = FORGED[name]
+        async with QuicNode(engine=Hostile(spoil)) as a, QuicNode() as b:
+            connection = await a.dial(b)
+            await connection.wait_closed()
+            assert "42 (bad_certificate)" in str(connection.close_reason)
+            assert b.inbound.empty()
+            assert not b.quic.half_open
+            assert not b.quic.connections
+            assert re.search(reason, caplog.text)
 
     @aio
     async def test_an_empty_certificate_is_an_authentication_failure_here(
@@ -325,6 +384,34 @@ class TestGarbage:
                 assert answer[5:] == bytes((4,)) + b"from" + bytes((8,)) + b"destinat" + bytes((0, 0, 0, 1))
                 stranger.send(answer.ljust(1200, b"\0"))
                 assert await stranger.answer() is None, "it is never answered itself"
+
+    @aio
+    async def test_a_server_that_speaks_no_version_of_ours(self) -> None:
+        """RFC 9000, 6.2: the dial ends at once, with its reason."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+            server.settimeout(20)
+            server.bind(("127.0.0.1", 0))
+            there = Multiaddr(f"/ip4/127.0.0.1/udp/{server.getsockname()[1]}/quic-v1")
+            async with QuicNode() as node:
+                dialling = asyncio.ensure_future(node.quic.dial(there, expected_peer=None))
+                first, client = await asyncio.to_thread(server.recvfrom, 2048)
+                at = 6 + first[5]
+                destination, source = first[6:at], first[at + 1 : at + 1 + first[at]]
+                answer = bytes((0x80, 0, 0, 0, 0, len(source))) + source
+                answer += bytes((len(destination),)) + destination + bytes.fromhex("ff00001d")
+                server.sendto(answer, client)
+                with pytest.raises(FlareError, match="version"):
+                    await dialling
+                assert not node.quic.connections
+
+    @aio
+    async def test_a_forged_version_negotiation_later_is_nothing(self) -> None:
+        async with QuicNode() as a, QuicNode() as b:
+            connection = await a.dial(b)
+            (cid, *_) = connection.link._engine.cids
+            with Stranger(a) as stranger:
+                stranger.send(bytes((0x80, 0, 0, 0, 0, 8)) + cid + bytes(9) + bytes.fromhex("ff00001d"))
+            await works(connection)
 
     @aio
     async def test_answers_to_strangers_are_rationed(self) -> None:

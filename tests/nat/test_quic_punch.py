@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from dataclasses import replace
 from typing import Any
@@ -70,6 +71,53 @@ class TestQuicPunch:
                 )
             assert time.monotonic() - start > 0.4
             assert not a.quic.connections
+
+    @aio
+    async def test_every_address_is_dialled_at_the_deadline(self) -> None:
+        """No delays between them, as an ordinary dial has."""
+        async with QuicNode() as a:
+            dialled: list[tuple[Multiaddr, int]] = []
+
+            async def dial(addr: Multiaddr, **_: Any) -> Any:
+                dialled.append((addr, turns))
+                await asyncio.sleep(9)
+
+            a.quic.dial = dial  # type: ignore[assignment, method-assign]
+            addrs = [Multiaddr(f"/ip4/127.0.0.{at}/udp/9/quic-v1") for at in range(1, 6)]
+            addrs.append(Multiaddr("/ip6/::1/udp/9/quic-v1"))
+            turns = 0
+            punching = asyncio.ensure_future(
+                QuicPunch(a.quic, timeouts=SHORT)(
+                    BOB.peer_id, addrs, time.monotonic_ns(), role=CLIENT, rtt_ns=MS
+                )
+            )
+            while not dialled:
+                turns += 1
+                await asyncio.sleep(0)
+            assert dialled == [(addr, turns) for addr in addrs]
+            punching.cancel()
+            await asyncio.wait([punching])
+
+    @aio
+    async def test_the_noise_leaves_from_the_listening_socket_and_is_no_packet(self) -> None:
+        """As go-libp2p's: 64 random bytes, again and again, until the punch is over."""
+        async with QuicNode() as b:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as nat:
+                nat.settimeout(20)
+                nat.bind(("127.0.0.1", 0))
+                there = Multiaddr(f"/ip4/127.0.0.1/udp/{nat.getsockname()[1]}/quic-v1")
+                punching = asyncio.ensure_future(
+                    QuicPunch(b.quic, timeouts=SHORT)(
+                        ALICE.peer_id, [there], time.monotonic_ns(), role=SERVER, rtt_ns=MS
+                    )
+                )
+                heard = [await asyncio.to_thread(nat.recvfrom, 2048) for _ in range(3)]
+                assert {address for _, address in heard} == {("127.0.0.1", b.port)}
+                assert {len(data) for data, _ in heard} == {NOISE}
+                assert len({data for data, _ in heard}) == 3
+                assert not any(data[0] & 0xC0 for data, _ in heard)
+                with pytest.raises(PunchFailed):
+                    await punching
 
     @aio
     async def test_what_comes_just_before_the_end_is_not_lost(self) -> None:

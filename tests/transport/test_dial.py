@@ -136,14 +136,6 @@ class TestHappyEyeballs:
         assert dialer.asked == [(0.0, QUIC4)]
 
     @on_virtual_time
-    async def test_no_delays_when_punching(self) -> None:
-        dialer = Dialer()
-        dialer.answers = {QUIC4: (0.2, "quic"), PUBLIC4: (0.1, "tcp"), RELAYED: (0.3, "relayed")}
-        assert await dial_any([RELAYED, PUBLIC4, QUIC4], dialer, at_once=True) == "tcp"
-        assert [at for at, _ in dialer.asked] == [0.0, 0.0, 0.0]
-        assert set(dialer.cancelled) == {QUIC4, RELAYED}
-
-    @on_virtual_time
     async def test_what_the_network_swallows_is_left_out_and_named(self) -> None:
         holes = BlackHoles()
         dialer = Dialer()

@@ -30,12 +30,11 @@ async def dial_any(
     target: object = None,
     resolver: Resolver | None = None,
     black_holes: BlackHoles | None = None,
-    at_once: bool = False,
 ) -> T:
     """Dial `addrs`, resolved and ranked, each at its time or when the one before failed: first wins.
 
-    `black_holes` leaves out what this network swallows; `at_once`: no delays, as when punching. The others
-    are cancelled and have ended when this returns or raises; one that had just connected is aborted.
+    `black_holes` leaves out what this network swallows. The others are cancelled and have ended when this
+    returns or raises; one that had just connected is aborted. A punch does not dial so: it waits for nothing.
     DialFailed lists every attempt. Errors that are not FlareError or OSError are bugs and come through.
     """
     loop = asyncio.get_running_loop()
@@ -60,7 +59,7 @@ async def dial_any(
                 first = waiting[0]
                 early = 0.0 if first.addr.is_circuit else hurry
                 wait = max(0.0, begun + first.delay - early - loop.time())
-                if wait and running and not at_once:
+                if wait and running:
                     break
                 if wait and not first.addr.is_circuit:
                     hurry += wait
