@@ -131,6 +131,7 @@ def test_who_reads_no_more_ends_it() -> None:
         assert process.stdout is not None
         process.stdout.readline()
         process.stdout.close()  # as `| head -1` does
+        relay.signal(signal.SIGTERM)  # so that there is more to say, however late we were to close
         _, complaint = process.communicate(timeout=TIMEOUT)
         assert process.returncode == 1
         assert complaint == b""

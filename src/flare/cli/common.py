@@ -1,60 +1,24 @@
-"""What the commands share: output, identity, arguments, and an event loop that ends cleanly on a signal."""
+"""What the commands share: identity, arguments, and an event loop that ends cleanly on a signal."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import signal
+import stat
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from ..config import SECURITY, Security
 from ..errors import FlareError, UsageError
 from ..wire.keys import Identity
 from ..wire.multiaddr import Multiaddr
-
-
-class Output:
-    """Prints facts: JSON objects with `--json`, sentences without. Each line is flushed.
-
-    When nobody reads any more, `broken` is true, `on_broken` is called, and the rest is dropped.
-    """
-
-    def __init__(self, as_json: bool, to: TextIO | None = None) -> None:
-        self.as_json = as_json
-        self.to = to or sys.stdout
-        self.broken = False
-        self.on_broken: Callable[[], None] = lambda: None
-
-    def fact(self, event: str, text: str | None, **fields: Any) -> None:
-        """One fact. `text` is its sentence for people; None: only with `--json`."""
-        if self.as_json:
-            line = json.dumps({"event": event, **fields}, separators=(", ", ": "), default=str)
-        elif text is None:
-            return
-        else:
-            line = text
-        if self.broken:
-            return
-        try:
-            self.to.write(line + "\n")
-            self.to.flush()
-        except BrokenPipeError:
-            self.broken = True
-            silence(self.to)
-            self.on_broken()
-
-
-def silence(to: TextIO) -> None:
-    """Let what is written from now on, and what is still to be flushed, vanish."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, to.fileno())
-    os.close(nowhere)
+from ..wire.peer_id import PeerId
+from .output import Output
 
 
 def add_verbose(parser: argparse.ArgumentParser, default: Any = argparse.SUPPRESS) -> None:
@@ -100,7 +64,22 @@ def address(text: str) -> Multiaddr:
     try:
         return Multiaddr(text)
     except UsageError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        hint = f"; as one, that peer id is /p2p/{text}" if _is_peer_id(text) else ""
+        raise argparse.ArgumentTypeError(f"{error}{hint}") from None
+
+
+def _is_peer_id(text: str) -> bool:
+    try:
+        PeerId(text)
+    except UsageError:
+        return False
+    return True
+
+
+def somewhere(addrs: Sequence[Multiaddr], otherwise: str) -> None:
+    """UsageError when `addrs` only say who the peer is and not where; `otherwise` says what helps."""
+    if all(addr.transport is None and addr.host is None for addr in addrs):
+        raise UsageError(f"{addrs[0]} says who, and not where: {otherwise}")
 
 
 def seconds(text: str) -> float:
@@ -124,12 +103,23 @@ def identity_from(path: Path | None) -> Identity:
     if path is None:
         return Identity.generate()
     if path.exists():
-        return Identity.load(path)
+        return _load(path)
     identity = Identity.generate()
     try:
         identity.save(path)
     except FileExistsError:  # made by another in this very moment
-        return Identity.load(path)
+        return _load(path)
+    except OSError as error:  # its file name is that of the new file
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    return identity
+
+
+def _load(path: Path) -> Identity:
+    """With a warning when the file is open to others, which stops nobody: secrets may be mounted so."""
+    identity = Identity.load(path)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        print(f"{path} holds a secret and is open to others (mode {mode:04o})", file=sys.stderr)
     return identity
 
 

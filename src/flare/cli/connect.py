@@ -18,16 +18,16 @@ from ..protocols import echo
 from ..transport.connection import Connection
 from ..transport.stream import Stream
 from .common import (
-    Output,
     add_common,
     add_security,
     address,
     identity_from,
     run_until_signal,
     seconds,
-    silence,
+    somewhere,
     unless_stopped,
 )
+from .output import Output, silence
 
 CHUNK = 64 * 1024
 
@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _connect(args: argparse.Namespace, host: Host, out: Output) -> int:
+    somewhere([args.address], "give an address of the peer, which may be one on a relay")
     connection = await host.connect(args.address, timeout=args.timeout)
     if not args.relayed:
         try:

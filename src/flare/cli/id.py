@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from .common import Output, add_common, identity_from
+from .common import add_common, identity_from
+from .output import Output
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

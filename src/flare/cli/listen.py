@@ -25,7 +25,8 @@ from ..events import (
 from ..host import Host
 from ..protocols import echo, perf
 from ..wire.peer_id import PeerId
-from .common import Output, add_common, add_security, address, identity_from, run_until_signal
+from .common import add_common, add_security, address, identity_from, run_until_signal
+from .output import Output, PatientOutput
 
 _ANSWER = {"public": "yes", "private": "no", "unknown": "that is not known"}
 
@@ -39,14 +40,19 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "/echo/1.0.0, until SIGINT or SIGTERM.",
     )
     parser.add_argument(
-        "--relay", metavar="ADDR", type=address, action="append", default=[], help="relay to reserve on"
+        "--relay",
+        metavar="ADDR",
+        type=address,
+        action="append",
+        default=[],
+        help="relay to reserve on, may be given again",
     )
     parser.add_argument(
         "--listen",
         metavar="ADDR",
         type=address,
         action="append",
-        help="multiaddr to listen on (default: any port, QUIC and TCP, IPv4 and IPv6)",
+        help="multiaddr to listen on, may be given again (default: any port, QUIC and TCP, IPv4 and IPv6)",
     )
     parser.add_argument("--no-punch", action="store_true", help="stay relayed")
     parser.add_argument(
@@ -66,8 +72,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> int:
     """Listen until SIGINT or SIGTERM."""
-    out = Output(args.json)
+    with PatientOutput(args.json) as out:
+        return _listen(args, out)
 
+
+def _listen(args: argparse.Namespace, out: Output) -> int:
     async def main(stop: asyncio.Event) -> int:
         began = time.monotonic()
         async with (

@@ -13,7 +13,6 @@ from ..host import Host
 from ..protocols import ping
 from ..transport.connection import Connection
 from .common import (
-    Output,
     add_common,
     add_security,
     address,
@@ -21,8 +20,10 @@ from .common import (
     number,
     run_until_signal,
     seconds,
+    somewhere,
     unless_stopped,
 )
+from .output import Output
 
 MAX_MISSES = 5  # pings without an answer
 
@@ -37,14 +38,20 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("address", metavar="ADDR", type=address, nargs="+", help="multiaddr(s) of one peer")
     parser.add_argument(
-        "--relay", metavar="ADDR", type=address, action="append", default=[], help="relay to try"
+        "--relay",
+        metavar="ADDR",
+        type=address,
+        action="append",
+        default=[],
+        help="relay to look for the peer on, may be given again",
     )
     parser.add_argument(
         "--listen",
         metavar="ADDR",
         type=address,
         action="append",
-        help="multiaddr to listen on and dial from (default: any port, QUIC and TCP, IPv4 and IPv6)",
+        help="multiaddr to listen on and dial from, may be given again (default: any port, QUIC and TCP, "
+        "IPv4 and IPv6)",
     )
     parser.add_argument(
         "--count", metavar="N", type=number, default=0, help="stop after N pongs, whatever the path"
@@ -79,6 +86,7 @@ async def _ping(args: argparse.Namespace, host: Host, out: Output) -> int:
     peer = next((addr.peer_id for addr in targets if addr.peer_id is not None), None)
     if peer is not None:
         targets += [relay / f"/p2p-circuit/p2p/{peer}" for relay in args.relay]
+    somewhere(targets, "give an address of the peer, or --relay ADDR to look for it there")
     punched: list[PunchSucceeded] = []
     host.on_event(lambda event: punched.append(event) if isinstance(event, PunchSucceeded) else None)
     try:

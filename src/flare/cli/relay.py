@@ -24,7 +24,8 @@ from ..relay_server import RelayServer
 from ..watch.server import DEFAULT_ADDRESS, NO_METRICS, StatusServer
 from ..wire.multiaddr import Multiaddr
 from . import relay_file, units
-from .common import Output, Stop, add_common, add_security, address, identity_from, number, run_until_signal
+from .common import Stop, add_common, add_security, address, identity_from, number, run_until_signal
+from .output import Output, PatientOutput
 from .relay_file import FIXED, RelaySettings
 
 DEFAULT_LISTEN = (
@@ -195,8 +196,12 @@ def _access(settings: RelaySettings) -> AccessList:
 
 def run(args: argparse.Namespace) -> int:
     """Relay until SIGINT or SIGTERM."""
-    out = Output(args.json)
     settings = settings_from(args)
+    with PatientOutput(args.json) as out:
+        return _relay(args, settings, out)
+
+
+def _relay(args: argparse.Namespace, settings: RelaySettings, out: Output) -> int:
 
     async def main(stop: Stop) -> int:
         async with AsyncExitStack() as serving:

@@ -11,7 +11,8 @@ from ..errors import NetworkError, ProtocolViolation
 from ..watch.http import parse_address
 from ..watch.server import DEFAULT_ADDRESS
 from ..watch.words import number, printable, rate, share, short, size, span
-from .common import Output, add_verbose
+from .common import add_verbose
+from .output import Output
 
 TIMEOUT: Final = 10.0  # seconds for each step of the request
 LIMIT: Final = 1 << 20  # bytes of an answer
