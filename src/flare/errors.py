@@ -98,10 +98,18 @@ class DialFailed(NetworkError):
     """Every address failed. `attempts` pairs each address with its error."""
 
     def __init__(self, target: object, attempts: Sequence[tuple[object, BaseException]] = ()) -> None:
-        tried = "; ".join(f"{addr}: {error or type(error).__name__}" for addr, error in attempts)
+        tried = "; ".join(_attempt(target, addr, error) for addr, error in attempts)
         super().__init__(f"could not dial {target}: {tried or 'no address to dial'}")
         self.target = target
         self.attempts = tuple(attempts)
+
+
+def _attempt(target: object, addr: object, error: BaseException) -> str:
+    """How one address did, which is named once."""
+    where = str(addr)
+    words = str(error) or type(error).__name__
+    words = words.removeprefix(f"{where.partition('/p2p/')[0]}: ")
+    return words if where == str(target) else f"{where}: {words}"
 
 
 class ConnectionClosed(NetworkError):

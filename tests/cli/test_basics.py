@@ -20,6 +20,9 @@ def test_version() -> None:
     assert (done.returncode, done.stdout) == (0, f"flare {flare.__version__}\n".encode())
 
 
+PEER = "12D3KooWFf57q52aK7vMdUPgWyNtVvMq2xjrrraZfFVd1Yeye5vj"
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_names_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -46,6 +49,11 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["ping", "/ip4/127.0.0.1/tcp/1", "--timeout", "-1"], "-1 is no number of seconds"),
         (["ping", "/ip4/127.0.0.1/tcp/1", "--count", "-1"], "-1 is less than nothing"),
         (["connect"], "the following arguments are required: ADDR"),
+        (
+            ["ping", PEER],
+            f"'{PEER}' is no multiaddr: it must begin with a slash and a protocol; as one",
+        ),
+        (["relay", "--allow", "friend"], "'friend' is no peer id: not hexadecimal"),
     ],
 )
 def test_a_wrong_command_line_is_code_2_and_a_sentence(
@@ -54,7 +62,9 @@ def test_a_wrong_command_line_is_code_2_and_a_sentence(
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 2
-    assert sentence in capsys.readouterr().err.splitlines()[-1]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert sentence in line
+    assert line.endswith("--help`)")
 
 
 @pytest.mark.parametrize(
@@ -62,6 +72,8 @@ def test_a_wrong_command_line_is_code_2_and_a_sentence(
     [
         (["listen", "--relay", "/ip4/127.0.0.1/tcp/1"], "a relay is given as ADDR/p2p/PEER"),
         (["ping", "/ip4/127.0.0.1/tcp/1/p2p-circuit"], "no whole circuit address"),
+        (["ping", f"/p2p/{PEER}"], f"/p2p/{PEER} says who, and not where: give an address of the peer, or"),
+        (["connect", f"/p2p/{PEER}"], f"/p2p/{PEER} says who, and not where"),
         (["relay", "--listen", "/ip4/127.0.0.1/tcp/0/ws"], "is no TCP address"),
     ],
 )
@@ -120,8 +132,21 @@ class TestId:
         assert key.read_bytes() == b"no key"
 
     def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
-        done = run("id", "--identity", str(tmp_path / "none" / "peer.key"))
+        key = tmp_path / "none" / "peer.key"
+        done = run("id", "--identity", str(key))
         assert done.returncode == 1
-        (line,) = done.stderr.decode().splitlines()
-        assert "No such file or directory" in line
-        assert str(tmp_path / "none") in line
+        assert done.stderr.decode() == f"flare id: {key}: No such file or directory\n"
+
+    def test_a_folder_in_place_of_a_file(self, tmp_path: Path) -> None:
+        done = run("id", "--identity", str(tmp_path))
+        assert done.returncode == 1
+        assert done.stderr.decode() == f"flare id: {tmp_path}: Is a directory\n"
+
+    def test_a_file_that_others_can_read_is_used_with_a_warning(self, tmp_path: Path) -> None:
+        key = tmp_path / "peer.key"
+        first = run("id", "--identity", str(key))
+        assert first.stderr == b""
+        key.chmod(0o640)
+        second = run("id", "--identity", str(key))
+        assert (second.returncode, second.stdout) == (0, first.stdout)
+        assert second.stderr.decode() == f"{key} holds a secret and is open to others (mode 0640)\n"

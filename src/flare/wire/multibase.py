@@ -88,6 +88,13 @@ def _base64_decode(text: str, altchars: bytes | None = None) -> bytes:
         raise ValueError(f"not base64: {error}") from None
 
 
+def _hex_decode(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise ValueError("not hexadecimal") from None
+
+
 def _base32_decode(text: str) -> bytes:
     try:
         return base64.b32decode(text.upper() + "=" * (-len(text) % 8))
@@ -105,7 +112,7 @@ _ENCODERS: dict[str, Callable[[bytes], str]] = {
 }
 _DECODERS: dict[str, Callable[[str], bytes]] = {
     "b": _base32_decode,
-    "f": bytes.fromhex,
+    "f": _hex_decode,
     "k": lambda text: _from_digits(text, _BASE36),
     "m": _base64_decode,
     "u": lambda text: _base64_decode(text, b"-_"),
