@@ -7,7 +7,6 @@ it is FLOOR, which no noise of a busy machine reaches: timings never fail a test
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -30,16 +29,33 @@ BUDGET = {
 OTHERS = 24
 
 
-@pytest.fixture
-def the_place() -> Iterator[Place]:
-    with place("--no-limits") as made:
-        yield made
+# what meets the data plane, once more with a thread that drives it
+THREADED = (
+    "one-byte-frames",
+    "frames-of-nobody",
+    "rapid-reset",
+    "circuits-without-credit",
+    "circuits-never-read",
+)
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_attack(name: str, the_place: Place, report: list[Measured]) -> None:
+def test_attack(name: str, report: list[Measured]) -> None:
+    with place("--no-limits") as made:
+        judge(name, made, report)
+
+
+@pytest.mark.parametrize("name", THREADED)
+def test_attack_on_data_threads(name: str, report: list[Measured]) -> None:
+    with place("--no-limits", "--threads", "1") as made:
+        judge(name, made, report, ", threads")
+
+
+def judge(name: str, the_place: Place, report: list[Measured], how: str = "") -> None:
+    """Let the attack loose, and hold what it cost against what it may."""
     descriptors = the_place.descriptors
     measured = the_place.attack(name, seconds=1.5, rounds=2)
+    measured.name += how
     report.append(measured)
     assert not any(what.startswith("failed") for did in measured.did for what in did), measured.did
     assert measured.kept >= FLOOR, f"the honest circuit kept {measured.kept:.0%}"
