@@ -34,6 +34,7 @@ from flare.wire.messages import (
     Limit,
     NoiseExtensions,
     NoiseHandshakePayload,
+    PunchHint,
     RelayPeer,
     Reservation,
     Status,
@@ -93,7 +94,12 @@ STRATEGIES: dict[type[Message], st.SearchStrategy[Any]] = {
     RelayPeer: relay_peers,
     Reservation: reservations,
     Limit: limits,
-    HolePunch: st.builds(HolePunch, st.sampled_from(HolePunchType), many(addrs)),
+    HolePunch: st.builds(
+        HolePunch,
+        st.sampled_from(HolePunchType),
+        many(addrs),
+        st.none() | st.builds(PunchHint, u32, u32, u32, u32, u32),
+    ),
     Identify: st.builds(
         Identify,
         st.none() | texts,

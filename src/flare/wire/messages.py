@@ -127,8 +127,25 @@ class HolePunchType(IntEnum):
 
 
 @message
+class PunchHint(Message):
+    """What flare tells flare in a CONNECT: how its NAT maps UDP, and what it would do about that.
+
+    `mapping` is a value of flare.nat.prediction.Tellable, `attempt` counts from 1, `sockets` and `probes` are
+    how many it would open and send in a search for ports (0: none), `predicted` how many of its addresses are
+    a forecast. Only peers whose agent is flare's are told.
+    """
+
+    mapping: Annotated[int, 1, UINT32] = 0
+    attempt: Annotated[int, 2, UINT32] = 0
+    sockets: Annotated[int, 3, UINT32] = 0
+    probes: Annotated[int, 4, UINT32] = 0
+    predicted: Annotated[int, 5, UINT32] = 0
+
+
+@message
 class HolePunch(Message):
-    """Hole punching over a relayed connection (DCUtR.md)."""
+    """Hole punching over a relayed connection (DCUtR.md). `hint` is flare's own: others skip its number."""
 
     type: Annotated[HolePunchType, 1]
     obs_addrs: Annotated[tuple[Multiaddr, ...], 2, LENIENT] = ()
+    hint: Annotated[PunchHint | None, 464] = None

@@ -6,7 +6,7 @@ import pytest
 
 from flare.protocols.dcutr.addresses import choose_targets, connect_message, port_doubt
 from flare.protocols.exchange import MESSAGE_LIMIT
-from flare.wire.messages import HolePunch
+from flare.wire.messages import HolePunch, HolePunchType, PunchHint
 from flare.wire.multiaddr import Multiaddr, is_public
 from tests.support.linked import ALICE, ALICE_ADDR, BOB, BOB_ADDR, RELAY, RELAY_ADDR
 
@@ -32,6 +32,17 @@ class TestOffer:
         assert MESSAGE_LIMIT - one < len(message.encode()) <= MESSAGE_LIMIT
         assert len(message.obs_addrs) > 300
         assert HolePunch.decode(message.encode()) == message
+
+    def test_a_hint_takes_its_part_of_the_4_kib(self) -> None:
+        addrs = [Multiaddr(f"/ip4/1.1.1.1/tcp/{1000 + i}") for i in range(500)]
+        message = connect_message(addrs, PunchHint(2, 3, 256, 512, 12))
+        assert message.hint is not None
+        assert len(message.encode()) <= MESSAGE_LIMIT
+        assert len(connect_message(addrs).obs_addrs) - 2 <= len(message.obs_addrs)
+
+    def test_without_one_the_message_is_as_it_always_was(self) -> None:
+        plain = HolePunch(type=HolePunchType.CONNECT, obs_addrs=(ALICE_ADDR,))
+        assert connect_message([ALICE_ADDR]).encode() == plain.encode()
 
 
 class TestTargets:

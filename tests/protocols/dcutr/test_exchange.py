@@ -23,7 +23,7 @@ from flare.protocols.dcutr import CLIENT, PROTOCOL, SERVER, initiator, responder
 from flare.protocols.dcutr.addresses import Targets, choose_targets
 from flare.protocols.exchange import MESSAGE_LIMIT
 from flare.transport.stream import Stream
-from flare.wire.messages import HolePunch, HolePunchType, Limit
+from flare.wire.messages import HolePunch, HolePunchType, Limit, PunchHint
 from flare.wire.multiaddr import Multiaddr, is_public
 from tests.support import bad_peers
 from tests.support.linked import ALICE, ALICE_ADDR, BOB, BOB_ADDR, End, linked, now, relayed, simulated
@@ -68,8 +68,10 @@ def upgrade(bob: End, punch: Punch, **values: Any) -> Any:
     return initiator.upgrade(bob, punch=punch, **values)  # type: ignore[arg-type]
 
 
-def respond(stream: Stream) -> Any:
-    return responder.respond(stream, addrs=lambda: [ALICE_ADDR], choose=choose, clock_ns=virtual.monotonic_ns)
+def respond(stream: Stream, **values: Any) -> Any:
+    return responder.respond(
+        stream, addrs=lambda: [ALICE_ADDR], choose=choose, clock_ns=virtual.monotonic_ns, **values
+    )
 
 
 async def play_alice(stream: Stream) -> None:
@@ -231,6 +233,69 @@ class TestInitiator:
         stream = await bob.open_stream(PROTOCOL)
         with pytest.raises(ProtocolViolation, match="answered CONNECT with something else"):
             await initiator.agree(stream, [BOB_ADDR], choose)
+
+
+class Told(initiator.Plan):
+    """What the initiator tells a flare, and what it hears."""
+
+    def __init__(self, worth: int = 9) -> None:
+        self.heard: list[PunchHint | None] = []
+        self.most = worth
+
+    async def prepare(self, attempt: int) -> PunchHint | None:
+        return PunchHint(2, attempt)
+
+    def agreed(self, hint: PunchHint | None) -> None:
+        self.heard.append(hint)
+
+    def worth(self, attempt: int) -> bool:
+        return attempt <= self.most
+
+
+class TestHints:
+    """What flare tells flare beside DCUtR, and nobody else."""
+
+    @simulated
+    async def test_each_attempt_tells_and_hears(self) -> None:
+        alice, bob = relayed()
+        heard: list[PunchHint] = []
+
+        def answer(theirs: PunchHint) -> PunchHint:
+            heard.append(theirs)
+            return PunchHint(1, theirs.attempt)
+
+        alice.handlers[PROTOCOL] = lambda stream: respond(stream, hint=answer)
+        plan = Told()
+        with pytest.raises(PunchFailed):
+            await upgrade(bob, Punch(works=9), plan=plan)
+        assert heard == [PunchHint(2, n) for n in (1, 2, 3)]
+        assert plan.heard == [PunchHint(1, n) for n in (1, 2, 3)]
+
+    @simulated
+    async def test_who_is_told_nothing_tells_nothing(self) -> None:
+        alice, bob = relayed()
+        alice.handlers[PROTOCOL] = lambda stream: respond(stream, hint=lambda theirs: PunchHint(1))
+        stream = await bob.open_stream(PROTOCOL)
+        agreed = await initiator.agree(stream, [BOB_ADDR], choose)
+        assert agreed.hint is None
+
+    @simulated
+    async def test_a_peer_that_skips_it_is_no_other_than_before(self) -> None:
+        alice, bob = relayed()
+        alice.handlers[PROTOCOL] = play_alice
+        plan = Told()
+        upgraded = await upgrade(bob, Punch(), plan=plan)
+        assert (upgraded.attempt, plan.heard) == (1, [None])
+
+    @pytest.mark.parametrize(("worth", "attempts"), [(1, 1), (2, 2), (3, 3), (9, 3)])
+    @simulated
+    async def test_no_attempt_is_made_that_tries_nothing_new(self, worth: int, attempts: int) -> None:
+        alice, bob = relayed()
+        alice.handlers[PROTOCOL] = play_alice
+        punch = Punch(works=9)
+        with pytest.raises(PunchFailed):
+            await upgrade(bob, punch, plan=Told(worth))
+        assert len(punch.calls) == attempts
 
 
 def _kept(misbehave: bad_peers.Misbehave) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from flare.protocols.exchange import MESSAGE_LIMIT, PUNCH
-from flare.wire.messages import HolePunch, HolePunchType
+from flare.wire.messages import HolePunch, HolePunchType, PunchHint
 
 if TYPE_CHECKING:
     from flare.wire.multiaddr import Multiaddr
@@ -17,13 +17,13 @@ TCP_ONLY: Final = frozenset(("tcp",))
 IsPublic = Callable[["Multiaddr"], bool]
 
 
-def connect_message(addrs: Iterable[Multiaddr]) -> HolePunch:
+def connect_message(addrs: Iterable[Multiaddr], hint: PunchHint | None = None) -> HolePunch:
     """A CONNECT with as many of our addresses, in their order, as fit into one message; never a circuit."""
-    message = HolePunch(type=HolePunchType.CONNECT, obs_addrs=())
+    message = HolePunch(type=HolePunchType.CONNECT, obs_addrs=(), hint=hint)
     for addr in dict.fromkeys(addrs):
         if addr.is_circuit:
             continue
-        longer = HolePunch(type=HolePunchType.CONNECT, obs_addrs=(*message.obs_addrs, addr))
+        longer = HolePunch(type=HolePunchType.CONNECT, obs_addrs=(*message.obs_addrs, addr), hint=hint)
         if len(longer.encode()) > MESSAGE_LIMIT:
             break
         message = longer

@@ -5,6 +5,8 @@
     B -> A  SYNC                            half of it later both connect at once
 
 After a failure it begins again, on a new stream, with a new measurement.
+
+Two flares tell each other a little more in their CONNECTs (PunchHint); others skip it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from flare.errors import FlareError, ProtocolViolation, PunchFailed, StreamReset
 from flare.protocols.dcutr import CLIENT, PROTOCOL, SERVER
 from flare.protocols.dcutr.addresses import Targets, connect_message
 from flare.protocols.exchange import MESSAGE_LIMIT, PUNCH, TIMEOUTS, within
-from flare.wire.messages import HolePunch, HolePunchType
+from flare.wire.messages import HolePunch, HolePunchType, PunchHint
 
 if TYPE_CHECKING:
     from flare.transport.connection import Connection
@@ -50,11 +52,27 @@ class Upgraded:
 
 @dataclass(frozen=True, slots=True)
 class Agreed:
-    """Where to connect to and when, after one CONNECT/CONNECT/SYNC."""
+    """Where to connect to and when, after one CONNECT/CONNECT/SYNC. `hint` is what another flare tells."""
 
     targets: Targets
     deadline_ns: int
     rtt_ns: int
+    hint: PunchHint | None = None
+
+
+class Plan:
+    """What changes from one attempt to the next; this one changes nothing and knows nothing."""
+
+    async def prepare(self, attempt: int) -> PunchHint | None:
+        """Attempt `attempt`, from 1, is about to begin; what to tell a flare."""
+        return None
+
+    def agreed(self, hint: PunchHint | None) -> None:
+        """What the peer told of itself."""
+
+    def worth(self, attempt: int) -> bool:
+        """Whether attempt `attempt` would try anything new."""
+        return True
 
 
 async def upgrade(
@@ -67,6 +85,7 @@ async def upgrade(
     last_role: str = CLIENT,
     timeout: float = TIMEOUTS.dcutr_message,
     clock_ns: Callable[[], int] = time.monotonic_ns,
+    plan: Plan | None = None,
 ) -> Upgraded:
     """Up to `attempts` times agree with the peer and `punch`; PunchFailed tells what each attempt saw.
 
@@ -74,10 +93,12 @@ async def upgrade(
     last of several attempts `last_role`: the client, for peers that have the roles of the specification
     reversed.
     """
+    plan = plan or Plan()
     failed: list[Attempt] = []
     for number in range(1, attempts + 1):
         role = last_role if number == attempts > 1 else SERVER
         rtt_ns = 0
+        hint = await plan.prepare(number)
         ours = addrs()
         if not connect_message(ours).obs_addrs:
             raise PunchFailed(
@@ -85,15 +106,16 @@ async def upgrade(
             )
         try:
             async with relayed.open_stream(PROTOCOL, allow_limited=True) as stream:
-                agreed = await agree(stream, ours, choose, timeout=timeout, clock_ns=clock_ns)
+                agreed = await agree(stream, ours, choose, hint=hint, timeout=timeout, clock_ns=clock_ns)
             rtt_ns = agreed.rtt_ns
+            plan.agreed(agreed.hint)
             if not agreed.targets.addrs:
                 raise PunchFailed(agreed.targets.sentence)
             connection = await punch(agreed.targets.addrs, agreed.deadline_ns, role=role, rtt_ns=rtt_ns)
             return Upgraded(connection, number, tuple(failed))
         except FlareError as error:
             failed.append(Attempt(number, rtt_ns, role, str(error)))
-            if not _worth_another(error):
+            if not _worth_another(error) or not plan.worth(number + 1):
                 break
     raise PunchFailed(explain(failed), attempts=len(failed))
 
@@ -103,12 +125,13 @@ async def agree(
     addrs: Sequence[Multiaddr],
     choose: Choose,
     *,
+    hint: PunchHint | None = None,
     timeout: float = TIMEOUTS.dcutr_message,
     clock_ns: Callable[[], int] = time.monotonic_ns,
 ) -> Agreed:
     """One exchange on `stream`. ProtocolViolation, TimedOut, NetworkError."""
     async with within(timeout, "the peer's CONNECT"):
-        await stream.write_frame(connect_message(addrs).encode())
+        await stream.write_frame(connect_message(addrs, hint).encode())
         sent = clock_ns()  # after the write, so that what queued here before it does not count
         payload = await stream.read_frame(MESSAGE_LIMIT)
         rtt_ns = clock_ns() - sent
@@ -117,7 +140,7 @@ async def agree(
         raise ProtocolViolation("answered CONNECT with something else", protocol=PROTOCOL)
     async with within(timeout, "sending SYNC"):
         await stream.write_frame(HolePunch(type=HolePunchType.SYNC).encode())
-    return Agreed(choose(theirs.obs_addrs), clock_ns() + rtt_ns // 2, rtt_ns)
+    return Agreed(choose(theirs.obs_addrs), clock_ns() + rtt_ns // 2, rtt_ns, theirs.hint)
 
 
 def explain(failed: Sequence[Attempt]) -> str:

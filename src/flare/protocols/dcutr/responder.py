@@ -16,7 +16,7 @@ from flare.errors import ProtocolViolation
 from flare.protocols.dcutr import PROTOCOL
 from flare.protocols.dcutr.addresses import Targets, connect_message
 from flare.protocols.exchange import MESSAGE_LIMIT, TIMEOUTS, within
-from flare.wire.messages import HolePunch, HolePunchType
+from flare.wire.messages import HolePunch, HolePunchType, PunchHint
 
 if TYPE_CHECKING:
     from flare.transport.stream import Stream
@@ -38,12 +38,14 @@ async def respond(
     addrs: Callable[[], Sequence[Multiaddr]],
     choose: Callable[[Sequence[Multiaddr]], Targets],
     prepare: Callable[[Targets], None] = lambda targets: None,
+    hint: Callable[[PunchHint], PunchHint | None] = lambda theirs: None,
     timeout: float = TIMEOUTS.dcutr_message,
     clock_ns: Callable[[], int] = time.monotonic_ns,
 ) -> Agreed:
     """Answer one exchange; the caller connects as the client, now, and then closes the stream.
 
-    `prepare` is called before our CONNECT leaves: from then on the peer may already connect to us.
+    `prepare` is called before our CONNECT leaves: from then on the peer may already connect to us. `hint`
+    answers what another flare tells in its own.
     ProtocolViolation (also for a stream on a connection that is not relayed, or that we did not dial),
     TimedOut, NetworkError. An empty list of ours is sent as it is: the peer may still reach us by what it
     sees.
@@ -61,7 +63,8 @@ async def respond(
             raise ProtocolViolation("a CONNECT without addresses", protocol=PROTOCOL)
         targets = choose(theirs.obs_addrs)
         prepare(targets)
-        await stream.write_frame(connect_message(addrs()).encode())
+        told = hint(theirs.hint) if theirs.hint is not None else None
+        await stream.write_frame(connect_message(addrs(), told).encode())
     sent = clock_ns()
     async with within(timeout, "the peer's SYNC"):
         sync = HolePunch.decode(await stream.read_frame(MESSAGE_LIMIT))
