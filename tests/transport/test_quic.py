@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 from dataclasses import replace
 from typing import Any
@@ -22,13 +23,17 @@ from flare.errors import (
     TimedOut,
     UsageError,
 )
+from flare.transport import quic
 from flare.transport.sockets import interface_addresses
 from flare.transport.stream import Stream
+from flare.transport.udp import udp_socket
 from flare.wire.keys import Identity
 from flare.wire.multiaddr import Multiaddr
 from tests.support.aio import aio, eventually
 from tests.support.quic_nodes import LOOPBACK, QuicNode
 from tests.support.udp_proxy import UdpProxy
+
+HASTY = Config(timeouts=replace(Timeouts(), dial=1.0))
 
 
 def limited(**limits: Any) -> Config:
@@ -119,6 +124,59 @@ class TestListening:
             assert await kept.ping() > 0, "connections stay"
             with pytest.raises(TimedOut, match="dialling"):
                 await a.dial(b, there)
+
+
+class TestAdopted:
+    """A socket that a hole punch found: it dials, accepts, and ends with its connections."""
+
+    @aio
+    async def test_it_is_dialled_from(self) -> None:
+        async with QuicNode() as a, QuicNode() as b:
+            found = a.quic.adopt(udp_socket(ipaddress.ip_address("127.0.0.1"), 0))
+            near = await a.quic.dial(b.addr, expected_peer=b.peer_id, via=found)
+            assert (await b.inbound.get()).remote_addr.port == found.port != a.port
+            assert near.local_addr == Multiaddr(f"/ip4/127.0.0.1/udp/{found.port}/quic-v1")
+
+    @aio
+    async def test_it_accepts_until_it_is_let_go(self) -> None:
+        async with QuicNode(config=HASTY) as a, QuicNode() as b:
+            found = b.quic.adopt(udp_socket(ipaddress.ip_address("127.0.0.1"), 0))
+            addr = Multiaddr(f"/ip4/127.0.0.1/udp/{found.port}/quic-v1").with_peer(b.peer_id)
+            near = await a.dial(b, addr)
+            await b.inbound.get()
+            b.quic.let_go(found)
+            async with near.open_stream("/echo") as stream:
+                await stream.write(b"still here")
+                assert await stream.read_exactly(10) == b"still here"
+            with pytest.raises(TimedOut):
+                await a.quic.dial(addr, expected_peer=b.peer_id)
+            assert b.inbound.empty()
+
+    @aio
+    async def test_without_a_connection_it_closes_at_once(self) -> None:
+        async with QuicNode() as a:
+            found = a.quic.adopt(udp_socket(ipaddress.ip_address("127.0.0.1"), 0))
+            a.quic.let_go(found)
+            assert found.closed
+
+    @aio
+    async def test_with_one_it_closes_a_little_later(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(quic, "LAST_WORDS", 0.0)
+        async with QuicNode() as a, QuicNode() as b:
+            found = a.quic.adopt(udp_socket(ipaddress.ip_address("127.0.0.1"), 0))
+            near = await a.quic.dial(b.addr, expected_peer=b.peer_id, via=found)
+            a.quic.let_go(found)
+            assert not found.closed
+            await near.close()
+            await eventually(lambda: found.closed)
+
+    @aio
+    async def test_a_transport_that_closes_takes_it_along(self) -> None:
+        async with QuicNode() as a, QuicNode() as b:
+            found = a.quic.adopt(udp_socket(ipaddress.ip_address("127.0.0.1"), 0))
+            await a.quic.dial(b.addr, expected_peer=b.peer_id, via=found)
+            a.quic.let_go(found)
+        assert found.closed
 
 
 class TestWhoItIs:

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from flare.config import Config
 from flare.errors import (
@@ -36,10 +36,14 @@ from flare.wire.keys import Identity, PublicKey
 from flare.wire.multiaddr import Multiaddr
 from flare.wire.peer_id import PeerId
 
+if TYPE_CHECKING:
+    from socket import socket as PlainSocket
+
 log = logging.getLogger("flare.transport.quic")
 
 SECURITY: Final = "tls"  # QUIC's own TLS 1.3
 MUXER: Final = "quic-v1"
+LAST_WORDS: Final = 3.0  # seconds that a socket of a punch outlives its connections, to repeat what they said
 _FORMS: Final = (
     ["ip4", "udp", "quic-v1"],
     ["ip6", "udp", "quic-v1"],
@@ -315,16 +319,43 @@ class QuicTransport:
             socket = self._diallers[ip.version] = self._open(anywhere, 0, f"a UDP socket to dial {ip} from")
         return socket
 
-    async def dial(self, addr: Multiaddr, *, expected_peer: PeerId | None, reuse: bool = True) -> Connection:
+    def adopt(self, sock: PlainSocket) -> UdpSocket:
+        """Dial from a bound UDP socket too, and accept what comes there; it is ours until `let_go`.
+
+        A hole punch found that one (flare.nat.birthday); what listens is not asked of it.
+        """
+        made = UdpSocket(sock)
+        made.on_initial, made.on_version, made.on_stray = self._initial, self._version, self._stray
+        self._sockets.append(made)
+        return made
+
+    def let_go(self, socket: UdpSocket) -> None:
+        """Close an adopted socket once its connections are, and what they said last may be repeated."""
+        if not socket.sessions:
+            self._drop_now(socket)
+            return
+        socket.on_initial = socket.on_version = _refuse
+        socket.on_idle = lambda idle: self._loop.call_later(LAST_WORDS, self._drop_now, idle)
+
+    async def dial(
+        self,
+        addr: Multiaddr,
+        *,
+        expected_peer: PeerId | None,
+        reuse: bool = True,
+        via: UdpSocket | None = None,
+    ) -> Connection:
         """A connection to `addr`, within Timeouts.dial; it leaves from the port we listen on.
 
-        `reuse` False: from a socket of its own. Raises NetworkError, TimedOut, PeerMismatch,
-        AuthenticationFailed.
+        `reuse` False: from a socket of its own; `via`: from one that was adopted. Raises NetworkError,
+        TimedOut, PeerMismatch, AuthenticationFailed.
         """
         ip, port = _endpoint(addr)
         if self._closed:
             raise UsageError("this transport is closed")
-        if reuse:
+        if via is not None:
+            socket, reuse = via, True
+        elif reuse:
             socket = self.socket_for(ip)
         else:
             anywhere = ipaddress.ip_address("0.0.0.0" if ip.version == 4 else "::")
@@ -366,12 +397,11 @@ class QuicTransport:
 
     def _drop_soon(self, socket: UdpSocket) -> None:
         """Once the last words are out."""
+        self._loop.call_soon(self._drop_now, socket)
 
-        def drop() -> None:
-            if not socket.closed:
-                self._drop(socket)
-
-        self._loop.call_soon(drop)
+    def _drop_now(self, socket: UdpSocket) -> None:
+        if not socket.closed:
+            self._drop(socket)
 
     def _connection(
         self,

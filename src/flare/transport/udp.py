@@ -66,7 +66,7 @@ class Lingering:
 
 class UdpSocket:
     """A bound UDP socket, its demultiplexer and its sessions. `on_initial`, `on_version`, `on_stray` get the
-    rest.
+    rest, `on_idle` is told when the last session is over.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -77,6 +77,7 @@ class UdpSocket:
         self.on_initial: Unsolicited = _ignore
         self.on_version: Unsolicited = _ignore
         self.on_stray: Unsolicited = _ignore
+        self.on_idle: Callable[[UdpSocket], object] = _ignore
         self.datagrams = udp.Datagrams(sock.fileno())
         self.routes = self.datagrams.routes
         self.tokens = self.datagrams.tokens
@@ -204,6 +205,8 @@ class UdpSocket:
         """It is over."""
         self.sessions.discard(session)
         self._dirty.pop(session, None)
+        if not self.sessions:
+            self.on_idle(self)
 
     def linger(self, cids: Iterable[bytes], words: list[bytes], seconds: float) -> None:
         """Repeat the last `words` of a connection that was closed, for a while."""
