@@ -215,6 +215,14 @@ class PunchConfig:
     max_active: int = 64  # peers punched at once: defends threads and descriptors
     reversal: float = 5.0  # the plain dial of a peer that has public addresses
     head_start: float = 0.5  # of that dial before the first attempt: enough where the peer really is public
+    # The search for ports that a NAT gives by chance (flare.nat.birthday; 16 bytes a datagram). A peer names
+    # the IP that is searched, and nobody confirms that it is its own: defends whose it is
+    probes: int = 512  # to random ports of one IP in a punch: no more datagrams than a punch of 16 addresses
+    probes_per_ip: int = 2048  # in a minute, whoever asked for them
+    probe_rate: float = 600.0  # a second, all searches of the host together: defends our own NAT's table too
+    sockets: int = 256  # opened at once by the side with such a NAT; 0: never. Defends descriptors,
+    max_sockets: int = 512  # ... of all searches of the host together
+    socket_rounds: int = 4  # times that many, one after the other
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,9 @@ from .events import (
 )
 from .host_dialling import Address, Dialling, whom_and_where
 from .host_events import EventHub
+from .nat.foresight import Foresight
 from .nat.observed import ObservedAddresses
+from .nat.port_look import PortLook
 from .nat.punch import HolePuncher
 from .nat.reachability import Reachability, Reachable
 from .nat.relays import RelayClient
@@ -183,6 +185,7 @@ class Host:
             peer_addrs=lambda peer: self.peers.get(peer).addrs,
             agent=lambda peer: self.peers.get(peer).agent,
             mapping=self._observed.worst_mapping,
+            foresight=self._foresight(),
             dial=self._dialling.plainly,
             direct_to=self._direct_to,
             on_connection=self._adopt,
@@ -190,6 +193,19 @@ class Host:
             config=self.config,
             is_public=self.is_public,
         )
+
+    def _foresight(self) -> Foresight:
+        return Foresight(
+            mapping=self._observed.worst_mapping,
+            listening=self._listens_on_ipv4,
+            look=PortLook(self._engine, self.config),
+            addrs_of=lambda peer: self.peers.get(peer).addrs,
+            trusted=self._trusted.__contains__,
+            limits=self.config.punch,
+        )
+
+    def _listens_on_ipv4(self, transport: str) -> bool:
+        return any(addr.transport == transport and addr.has("ip4") for addr in self.listen_addrs)
 
     async def _start_listening(self) -> None:
         failures: list[OSError] = []

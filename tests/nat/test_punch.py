@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,15 +14,32 @@ from flare.config import Config, PunchConfig
 from flare.errors import DialFailed, FlareError, PunchFailed, StreamReset
 from flare.events import PlainDialFailed, PunchGaveUp, PunchStarted, PunchSucceeded
 from flare.lab import virtual
-from flare.nat.observed import Mapping
+from flare.nat import observed
+from flare.nat.behaviour import Sight
+from flare.nat.birthday import Search
+from flare.nat.foresight import Foresight
+from flare.nat.prediction import WINDOW, Part
 from flare.nat.punch import SPENT, HolePuncher
+from flare.nat.quic_punch import PunchRace
 from flare.protocols.dcutr import CLIENT, PROTOCOL, SERVER
 from flare.protocols.dcutr.initiator import agree
 from flare.wire.keys import Identity
 from flare.wire.multiaddr import Multiaddr
-from tests.support.linked import ALICE, ALICE_ADDR, BOB, BOB_ADDR, CAROL, End, linked, now, relayed, simulated
+from tests.support.linked import (
+    ALICE,
+    ALICE_ADDR,
+    BOB,
+    BOB_ADDR,
+    CAROL,
+    RELAY,
+    End,
+    linked,
+    now,
+    relayed,
+    simulated,
+)
 
-DEPENDENT = Mapping("endpoint-dependent", "our NAT maps each (endpoint-dependent mapping): x saw y")
+DEPENDENT = observed.Mapping("endpoint-dependent", "our NAT maps each (endpoint-dependent mapping): x saw y")
 
 
 class Side:
@@ -54,11 +72,25 @@ class Side:
         )
 
     async def _punch(
-        self, peer: Any, addrs: Sequence[Multiaddr], deadline: int, *, role: str, rtt_ns: int
+        self,
+        peer: Any,
+        addrs: Sequence[Multiaddr],
+        deadline: int,
+        *,
+        role: str,
+        rtt_ns: int,
+        search: Any = None,
     ) -> Any:
         number = len(self.punches) + 1
         self.punches.append(
-            {"peer": peer, "addrs": tuple(addrs), "role": role, "rtt": rtt_ns, "deadline": deadline}
+            {
+                "peer": peer,
+                "addrs": tuple(addrs),
+                "role": role,
+                "rtt": rtt_ns,
+                "deadline": deadline,
+                "search": search,
+            }
         )
         await asyncio.sleep(max(0, deadline - virtual.monotonic_ns()) / 1e9)
         outcome = self.outcome(number)
@@ -271,7 +303,7 @@ class TestFailure:
 
     @simulated
     async def test_a_nat_that_gives_out_ports_is_named_by_both_sides(self) -> None:
-        doubtful = Mapping("doubtful", "our NAT gives out ports of its own")
+        doubtful = observed.Mapping("doubtful", "our NAT gives out ports of its own")
         inside = Multiaddr("/ip4/10.0.0.9/tcp/4001")
         outside = Multiaddr("/ip4/5.6.7.8/tcp/53210")
         own = {"mapping": lambda: doubtful, "own_addrs": lambda: [outside, inside]}
@@ -347,6 +379,130 @@ class TestFailure:
             world.start()
             _, b = await both(world, 10)
             assert "no address of ours" in b.reason
+
+
+async def count(
+    peer: Any, addrs: Mapping[str, Multiaddr], samples: int, at: Iterator[int]
+) -> dict[str, list[Sight]]:
+    """A relay's look at a NAT that gives ports in sequence."""
+    return {name: [Sight(("9.8.7.6", 1), n, ("5.6.7.8", next(at))) for n in range(samples)] for name in addrs}
+
+
+def seeing(kind: str, look: Any = None) -> dict[str, Any]:
+    """A side whose NAT is of that kind, and whose peer is a flare."""
+
+    async def scattered(peer: Any, addrs: Any, samples: int) -> dict[str, list[Sight]]:
+        return {}
+
+    mapping = observed.Mapping(kind, f"our NAT's mapping is {kind}")
+    foresight = Foresight(mapping=lambda: mapping, listening=lambda transport: True, look=look or scattered)
+    return {"mapping": lambda: mapping, "foresight": foresight, "agent": lambda peer: "flare/0.1.0"}
+
+
+class TestForesight:
+    """Two flares that know of their NATs (flare.nat.prediction)."""
+
+    QUIC_A, QUIC_B = (Multiaddr(f"/ip4/{ip}/udp/4001/quic-v1") for ip in ("1.2.3.4", "5.6.7.8"))
+
+    def world(self, a: str, b: str, **values: Any) -> World:
+        sides = {
+            name: {
+                **seeing(kind, values.get(f"look_{name}")),
+                "own_addrs": lambda addr=addr: [addr],
+                "config": values.get("config", Config()),
+            }
+            for name, kind, addr in (("a", a, self.QUIC_A), ("b", b, self.QUIC_B))
+        }
+        world = World(**sides)  # type: ignore[arg-type]
+        for side in (world.a, world.b):
+            side.puncher._own_punch = Able()  # type: ignore[assignment]
+        return world
+
+    @pytest.mark.parametrize(
+        ("a", "b", "opener"),
+        [
+            ("unknown", "endpoint-dependent", "b"),
+            ("unknown", "doubtful", "b"),
+            ("endpoint-dependent", "endpoint-independent", "a"),
+            ("doubtful", "none", "a"),
+        ],
+    )
+    @simulated
+    async def test_a_search_in_the_first_attempt(self, a: str, b: str, opener: str) -> None:
+        async with self.world(a, b) as world:
+            world.works_at(1)
+            world.start()
+            await both(world)
+            opens, probes = (world.a, world.b) if opener == "a" else (world.b, world.a)
+            aim = {"a": ("5.6.7.8", 4001), "b": ("1.2.3.4", 4001)}
+            assert opens.punches[0]["search"] == Search(Part.OPENS, aim[opener])
+            other = "b" if opener == "a" else "a"
+            assert probes.punches[0]["search"] == Search(Part.PROBES, aim[other])
+
+    @simulated
+    async def test_two_that_can_be_aimed_at_do_as_ever(self) -> None:
+        async with self.world("unknown", "endpoint-independent") as world:
+            world.start()
+            await both(world)
+            assert [punch["search"] for punch in world.a.punches + world.b.punches] == [None] * 6
+
+    @simulated
+    async def test_a_peer_that_is_no_flare_is_told_nothing(self) -> None:
+        async with self.world("unknown", "endpoint-dependent") as world:
+            world.b.puncher._agent = lambda peer: "go-libp2p"
+            world.start()
+            await both(world)
+            assert [punch["search"] for punch in world.a.punches + world.b.punches] == [None] * 6
+
+    @simulated
+    async def test_two_random_nats_try_once_and_say_why(self) -> None:
+        async with self.world("endpoint-dependent", "endpoint-dependent") as world:
+            world.a.takes = world.b.takes = 5.0
+            world.start()
+            a, b = await both(world)
+            assert (a.attempts, b.attempts) == (1, 1)
+            assert now() < 6, "the other two attempts would take as long"
+            for error in (a, b):
+                assert "both NATs give out ports of their own" in error.reason
+
+    @simulated
+    async def test_two_doubtful_ones_change_places(self) -> None:
+        async with self.world("doubtful", "doubtful") as world:
+            world.start()
+            a, b = await both(world)
+            assert [punch["search"].part for punch in world.a.punches] == [Part.PROBES, Part.OPENS]
+            assert [punch["search"].part for punch in world.b.punches] == [Part.OPENS, Part.PROBES]
+            assert (a.attempts, b.attempts) == (2, 2)
+
+    @pytest.mark.parametrize("who", ["a", "b"])
+    @simulated
+    async def test_ports_in_sequence_are_among_the_addresses(self, who: str) -> None:
+        at = itertools.count(20000)
+        kinds = {"a": "unknown", "b": "unknown", who: "doubtful"}
+        async with self.world(**kinds, **{f"look_{who}": partial(count, at=at)}) as world:
+            side, other = (world.a, world.b) if who == "a" else (world.b, world.a)
+            near, _ = linked(side.me, RELAY)
+            near.remote_addr = Multiaddr("/ip4/9.8.7.6/udp/4001/quic-v1")
+            side.puncher.connected(near)  # type: ignore[arg-type]
+            await asyncio.sleep(0.1)
+            world.start()
+            await both(world)
+            ports = [addr.port for addr in other.punches[0]["addrs"]][1:]
+            assert ports == list(range(ports[0], ports[0] + WINDOW))
+            assert ports[0] >= 20003
+            again = [addr.port for addr in other.punches[1]["addrs"]][1:]
+            assert again[0] > ports[0], "it was looked at again"
+
+
+class Able(PunchRace):
+    """A race that is never run: both transports are there."""
+
+    def __init__(self) -> None:
+        super().__init__(None, None)
+
+    @property
+    def transports(self) -> frozenset[str]:
+        return frozenset({"tcp", "quic-v1"})
 
 
 class TestGuards:

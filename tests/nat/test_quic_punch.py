@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import socket
 import time
 from dataclasses import replace
@@ -10,12 +11,16 @@ from typing import Any
 
 import pytest
 
-from flare.config import Timeouts
+from flare.config import PunchConfig, Timeouts
 from flare.errors import PunchFailed
 from flare.nat import quic_punch
+from flare.nat.birthday import PROBE, Search
+from flare.nat.prediction import Part
 from flare.nat.quic_punch import NOISE, REFLEXIVE, PunchRace, QuicPunch
 from flare.protocols.dcutr import CLIENT, SERVER
+from flare.transport import quic
 from flare.transport.connection import Connection
+from flare.transport.udp import udp_socket
 from flare.wire.multiaddr import Multiaddr
 from tests.support.aio import aio
 from tests.support.linked import ALICE, BOB
@@ -218,6 +223,105 @@ class TestQuicPunch:
             assert len(dialled) == 1 + REFLEXIVE - (places < REFLEXIVE)
 
 
+class TestSearch:
+    """Nobody was told the right address; the sockets of the one side reach the other, and its answer them."""
+
+    LIMITS = PunchConfig(sockets=4, probes=8, probe_rate=1000.0)
+    NOWHERE = Multiaddr("/ip4/127.0.0.1/udp/9/quic-v1")
+
+    async def met(
+        self, opener: QuicNode, prober: QuicNode, *, opener_is: str
+    ) -> tuple[Connection, Connection]:
+        """The opener's connection and the prober's."""
+        punches = (QuicPunch(opener.quic, limits=self.LIMITS), QuicPunch(prober.quic, limits=self.LIMITS))
+        roles = (CLIENT, SERVER) if opener_is == CLIENT else (SERVER, CLIENT)
+        searches = (Search(Part.OPENS, ("127.0.0.1", prober.port)), Search(Part.PROBES, ("127.0.0.1", 9)))
+        made = await asyncio.gather(
+            *(
+                punch(peer.peer_id, [self.NOWHERE], time.monotonic_ns(), role=role, rtt_ns=MS, search=search)
+                for punch, peer, role, search in zip(punches, (prober, opener), roles, searches, strict=True)
+            )
+        )
+        for punch in punches:
+            assert punch.sockets.held == 0
+        return made[0], made[1]
+
+    @pytest.mark.parametrize("opener_is", [CLIENT, SERVER])
+    @aio
+    async def test_the_socket_that_is_found_serves_the_connection(self, opener_is: str) -> None:
+        async with QuicNode() as a, QuicNode() as b:
+            ours, theirs = await self.met(a, b, opener_is=opener_is)
+            assert (ours.initiator, theirs.initiator) == (opener_is == CLIENT, opener_is == SERVER)
+            assert (ours.remote_peer, theirs.remote_peer) == (b.peer_id, a.peer_id)
+            assert ours.local_addr is not None
+            assert ours.local_addr.port == theirs.remote_addr.port != a.port, "an extra socket's"
+            assert theirs.local_addr is not None
+            assert theirs.local_addr.port == b.port
+            for connection, node in ((ours, a), (theirs, b)):
+                connection.serve(node.handlers)
+            async with ours.open_stream("/echo") as stream:
+                await stream.write(b"over it")
+                assert await stream.read_exactly(7) == b"over it"
+
+    @aio
+    async def test_and_closes_with_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(quic, "LAST_WORDS", 0.0)
+        async with QuicNode() as a, QuicNode() as b:
+            ours, theirs = await self.met(a, b, opener_is=CLIENT)
+            gone = asyncio.ensure_future(closed(theirs))
+            await ours.close()
+            await gone
+            await asyncio.sleep(0.05)
+            assert [socket.port for socket in a.quic._sockets] == [a.port]
+
+    @pytest.mark.parametrize("found", [REFLEXIVE, REFLEXIVE + 1])
+    @aio
+    async def test_how_many_found_sockets_are_kept(self, found: int) -> None:
+        async with QuicNode() as a:
+            race = quic_punch._Race(QuicPunch(a.quic), BOB.peer_id, client=False, rtt=0.0)
+            socks = [udp_socket(ipaddress.ip_address("127.0.0.1"), 0) for _ in range(found)]
+            for sock in socks:
+                race._hit(sock, ("127.0.0.1", 9))
+            assert len(race._found) == REFLEXIVE
+            assert [sock.fileno() == -1 for sock in socks] == [False] * REFLEXIVE + [True] * (
+                found - REFLEXIVE
+            )
+            await race.stop()
+            assert all(sock.fileno() == -1 for sock in socks), "none has a connection"
+
+    @pytest.mark.parametrize("places", [REFLEXIVE, REFLEXIVE + 1])
+    @aio
+    async def test_how_many_are_answered(self, places: int) -> None:
+        """Who sends from many ports does not get noise at all of them."""
+        async with QuicNode() as a:
+            race = quic_punch._Race(QuicPunch(a.quic), BOB.peer_id, client=False, rtt=0.0)
+            for port in range(places):
+                race._heard(bytes(16), ("127.0.0.1", 1000 + port))
+                race._heard(bytes(16), ("127.0.0.1", 1000 + port))
+            assert len(race._tasks) == REFLEXIVE
+            await race.stop()
+
+    @aio
+    async def test_it_begins_after_what_was_told_had_its_chance(self) -> None:
+        async with QuicNode() as a, QuicNode() as b:
+            sent: list[float] = []
+            b.quic.socket_for(ipaddress.ip_address("127.0.0.1")).send_raw = (  # type: ignore[method-assign]
+                lambda remote, data: sent.append(time.monotonic()) if len(data) == PROBE else None
+            )
+            start = time.monotonic()
+            with pytest.raises(PunchFailed):
+                await QuicPunch(b.quic, limits=self.LIMITS, timeouts=SHORT)(
+                    a.peer_id,
+                    [self.NOWHERE],
+                    time.monotonic_ns(),
+                    role=SERVER,
+                    rtt_ns=50 * MS,
+                    search=Search(Part.PROBES, ("127.0.0.1", 9)),
+                )
+            assert len(sent) == self.LIMITS.probes
+            assert min(sent) - start >= quic_punch.SEARCH_AFTER + 0.05
+
+
 class Made:
     """A connection that a fake punch made."""
 
@@ -238,8 +342,11 @@ class Fake:
         self.addrs: list[Multiaddr] = []
         self.cancelled = False
 
-    async def __call__(self, peer: Any, addrs: Any, deadline_ns: int, *, role: str, rtt_ns: int) -> Any:
+    async def __call__(
+        self, peer: Any, addrs: Any, deadline_ns: int, *, role: str, rtt_ns: int, search: Any = None
+    ) -> Any:
         self.addrs = list(addrs)
+        self.search = search
         try:
             await asyncio.sleep(self._seconds)
         except asyncio.CancelledError:
@@ -302,6 +409,14 @@ class TestRace:
         assert tcp.addrs == []
         with pytest.raises(PunchFailed):
             await race(tcp, quic, CLIENT, Multiaddr("/ip4/1.2.3.4/udp/1"))
+
+    @aio
+    async def test_a_search_is_quics(self) -> None:
+        tcp, quic = Fake("tcp", 9), Fake("quic", 0)
+        wanted = Search(Part.OPENS, ("1.2.3.4", 1))
+        punch = PunchRace(tcp, quic)  # type: ignore[arg-type]
+        await punch(ALICE.peer_id, (TCP, QUIC), 0, role=CLIENT, rtt_ns=MS, search=wanted)
+        assert (tcp.search, quic.search) == (None, wanted)
 
     @aio
     async def test_cancelling_it_cancels_both(self) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from flare.config import Config
 from flare.errors import FlareError, PunchFailed
 from flare.events import PlainDialFailed, PunchGaveUp, PunchStarted, PunchSucceeded
+from flare.nat.foresight import Foresight, Plan
 from flare.nat.observed import Mapping
 from flare.nat.quic_punch import PunchQuic, PunchRace, QuicPunch
 from flare.nat.simultaneous import PunchTransport, TcpPunch
@@ -61,6 +62,7 @@ class _Upgrade:
         self.attempts = 0
         self.errors: list[str] = []
         self.tried: dict[Multiaddr, None] = {}  # the peer's addresses that attempts aimed at, in their order
+        self.plan = Plan()  # what both know of their NATs
         self.doubt = ""  # what the peer's addresses say of its NAT's mapping
         self.task: asyncio.Task[None] | None = None  # B's whole work
         self.punching: asyncio.Task[Connection] | None = None  # A's current attempt
@@ -91,7 +93,7 @@ class HolePuncher:
     `own_addrs` are ours that a peer may aim at, `peer_addrs` those that identify told of a peer, `agent` what
     it runs; `dial` dials one address plainly, best not from the listening port, since a SYN that failed there
     stays in the NATs' way; `direct_to` is an open direct connection to a peer, if any; `on_connection` takes
-    in each punched one.
+    in each punched one. `foresight` is what can be told of the ports that our NAT will give.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class HolePuncher:
         peer_addrs: Callable[[PeerId], Sequence[Multiaddr]] = lambda peer: (),
         agent: Callable[[PeerId], str] = lambda peer: "",
         mapping: Callable[[], Mapping] = lambda: Mapping("unknown", ""),
+        foresight: Foresight | None = None,
         dial: Callable[[Multiaddr, PeerId], Awaitable[Connection]] | None = None,
         direct_to: Callable[[PeerId], Connection | None] = lambda peer: None,
         on_connection: Callable[[Connection], None] = lambda connection: None,
@@ -123,7 +126,7 @@ class HolePuncher:
                 clock_ns=clock_ns,
             )
             quic_punch = (
-                QuicPunch(quic, timeouts=self._config.timeouts, clock_ns=clock_ns)
+                QuicPunch(quic, timeouts=self._config.timeouts, limits=self._config.punch, clock_ns=clock_ns)
                 if quic is not None
                 else None
             )
@@ -133,6 +136,7 @@ class HolePuncher:
         self._peer_addrs = peer_addrs
         self._agent = agent
         self._mapping = mapping
+        self._foresight = foresight
         self._dial = dial
         self._direct_to = direct_to
         self._on_connection = on_connection
@@ -153,6 +157,8 @@ class HolePuncher:
         """A connection is identified: a relayed one that we accepted starts an upgrade, a direct ends it."""
         peer = connection.remote_peer
         if not connection.is_relayed:
+            if self._foresight is not None:
+                self._foresight.met(connection)
             upgrade = self._upgrades.get(peer)
             if upgrade is not None:
                 if upgrade.failed and not upgrade.lost:
@@ -164,6 +170,8 @@ class HolePuncher:
         upgrade = self._upgrade(connection)
         if upgrade.relayed is not connection:
             upgrade.next = connection
+        if connection.initiator and self._foresight is not None:
+            self._foresight.refresh()
         self._begin(upgrade)
 
     def disconnected(self, connection: Connection) -> None:
@@ -210,6 +218,8 @@ class HolePuncher:
             await asyncio.wait(tasks)
         if self._own_punch is not None:
             self._own_punch.close()
+        if self._foresight is not None:
+            await self._foresight.close()
 
     # -- B
 
@@ -264,15 +274,17 @@ class HolePuncher:
     async def _agree(self, upgrade: _Upgrade) -> initiator.Upgraded:
         # Others may have the roles reversed (go-libp2p before 0.41 does): meet them at last.
         own_kind = self._agent(upgrade.peer).startswith(OWN_AGENT)
+        upgrade.plan = Plan(self._foresight, tells=own_kind)
         return await initiator.upgrade(
             upgrade.relayed,
-            addrs=self._own_addrs,
+            addrs=self._offered,
             choose=partial(self._choose, upgrade.peer),
             punch=partial(self._attempt, upgrade),
             attempts=self._config.punch.attempts,
             last_role=SERVER if own_kind else CLIENT,
             timeout=self._config.timeouts.dcutr_message,
             clock_ns=self._clock_ns,
+            plan=upgrade.plan,
         )
 
     async def _reverse(self, upgrade: _Upgrade) -> Connection | None:
@@ -302,8 +314,13 @@ class HolePuncher:
         """One punch; a direct connection that came up otherwise is as good. Raises only PunchFailed."""
         upgrade.attempts += 1
         upgrade.tried.update(dict.fromkeys(addrs))
+        own_ips = frozenset(str(addr.ip) for addr in self._own_addrs())
+        search = upgrade.plan.search(addrs, is_public=self._is_public, own_ips=own_ips)
+        more = {"search": search} if search is not None else {}
         try:
-            connection = await self._raw_punch(upgrade.peer, addrs, deadline_ns, role=role, rtt_ns=rtt_ns)
+            connection = await self._raw_punch(
+                upgrade.peer, addrs, deadline_ns, role=role, rtt_ns=rtt_ns, **more
+            )
         except FlareError as error:
             existing = self._direct_to(upgrade.peer)
             if existing is not None:
@@ -338,6 +355,7 @@ class HolePuncher:
         """`expecting` holds what makes the peer's early sockets wait for our punch."""
         connection = stream.connection
         peer = connection.remote_peer
+        plan = Plan(self._foresight, initiating=False)
 
         def prepare(targets: Targets) -> None:
             if self._own_punch is not None:
@@ -346,9 +364,10 @@ class HolePuncher:
         try:
             agreed = await responder.respond(
                 stream,
-                addrs=self._own_addrs,
+                addrs=self._offered,
                 choose=partial(self._choose, peer),
                 prepare=prepare,
+                hint=plan.answer,
                 timeout=self._config.timeouts.dcutr_message,
                 clock_ns=self._clock_ns,
             )
@@ -364,6 +383,7 @@ class HolePuncher:
         upgrade = self._upgrade(connection)
         if not upgrade.attempts:
             self._on_event(PunchStarted(peer, "responder"))
+        upgrade.plan = plan
         await self._answer(upgrade, agreed)
         await stream.close()
 
@@ -386,9 +406,12 @@ class HolePuncher:
             self._succeed(upgrade, punching.result())
         elif isinstance(error, FlareError):
             upgrade.errors.append(f"attempt {upgrade.attempts}: {error}")
-            if upgrade.lost or upgrade.attempts >= self._config.punch.attempts:
+            no_more = upgrade.attempts >= self._config.punch.attempts
+            if upgrade.lost or no_more or not upgrade.plan.worth(upgrade.attempts + 1):
                 self._fail(upgrade, "; ".join(upgrade.errors))
             else:
+                if self._foresight is not None:
+                    self._foresight.refresh()
                 patience = self._config.timeouts.dcutr_message + self._config.timeouts.punch
                 upgrade.waiting = loop.call_later(patience, self._lost_patience, upgrade)
         else:
@@ -428,6 +451,10 @@ class HolePuncher:
     def _forget(self, upgrade: _Upgrade) -> None:
         if upgrade.lost and self._upgrades.get(upgrade.peer) is upgrade:
             del self._upgrades[upgrade.peer]
+
+    def _offered(self) -> Sequence[Multiaddr]:
+        """Ours that go into a CONNECT: those that we know of, then those that our NAT will give."""
+        return [*self._own_addrs(), *(self._foresight.addrs if self._foresight is not None else ())]
 
     @property
     def _transports(self) -> frozenset[str]:
@@ -478,6 +505,8 @@ class HolePuncher:
         if upgrade.outcome.done():
             self._forget(upgrade)
             return
+        if upgrade.plan.hopeless:
+            reason = f"{reason}; {upgrade.plan.hopeless}"
         mapping = self._mapping()
         if mapping.kind in ("endpoint-dependent", "doubtful"):
             reason = f"{reason}; {mapping.sentence}"

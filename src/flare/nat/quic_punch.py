@@ -7,21 +7,27 @@ that is up first and closes the others, those that come a moment later too, and 
 client left open.
 
 A NAT may show a side under a port that nobody could tell. So noise that comes to the client from another port
-of one of the server's IPs is a place to dial too.
+of one of the server's IPs is a place to dial too. Where it is known that the one side has such a NAT, and the
+other has not, a `Search` begins a little later in the same punch (flare.nat.birthday): the socket that it
+finds serves the connection for as long as that lives.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import random
+import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from flare.config import Timeouts
+from flare.config import PunchConfig, Timeouts
 from flare.errors import FlareError, PunchFailed
+from flare.nat.birthday import Opener, ProbeBudget, Search, Sockets, send_probes
+from flare.nat.prediction import Part
 from flare.nat.simultaneous import SETTLE, TcpPunch
 from flare.protocols.dcutr import CLIENT
 from flare.wire.multiaddr import Multiaddr
@@ -37,7 +43,8 @@ NOISE: Final = 64  # bytes of a datagram, as go-libp2p's
 FIRST_PAUSE: Final = 0.01  # seconds between two datagrams to one address, at first,
 LAST_PAUSE: Final = 0.2  # ... and at most; what lies between is left to chance
 LINGER: Final = 3.0  # seconds for a server's own dial to come up too: QUIC repeats a lost packet after 1 s
-REFLEXIVE: Final = 4  # places that noise told of, dialled in one punch
+REFLEXIVE: Final = 4  # places that noise told of, dialled or answered in one punch
+SEARCH_AFTER: Final = 0.2  # seconds and a round trip: what was told may be right
 
 
 class PunchQuic(Protocol):
@@ -51,8 +58,16 @@ class PunchQuic(Protocol):
     ) -> AbstractContextManager[None]:
         """Within the block, inbound connections of `peer` go to `callback`."""
 
-    async def dial(self, addr: Multiaddr, *, expected_peer: PeerId) -> Connection:
-        """A connection to `addr`."""
+    async def dial(
+        self, addr: Multiaddr, *, expected_peer: PeerId, via: UdpSocket | None = None
+    ) -> Connection:
+        """A connection to `addr`, from the socket that was adopted or from `socket_for` its IP."""
+
+    def adopt(self, sock: socket.socket) -> UdpSocket:
+        """Dial from `sock` and accept what comes there."""
+
+    def let_go(self, socket: UdpSocket) -> None:
+        """An adopted socket is there for its connections only."""
 
 
 class QuicPunch:
@@ -63,21 +78,32 @@ class QuicPunch:
         quic: PunchQuic,
         *,
         timeouts: Timeouts | None = None,
+        limits: PunchConfig | None = None,
         clock_ns: Callable[[], int] = time.monotonic_ns,
         chance: random.Random | None = None,
     ) -> None:
         self.quic = quic
         self.timeouts = timeouts or Timeouts()
+        self.limits = limits or PunchConfig()
+        self.budget = ProbeBudget(self.limits)
+        self.sockets = Sockets(self.limits.max_sockets)
         self.clock_ns = clock_ns
         self.chance = chance or random.Random()
 
     async def __call__(
-        self, peer: PeerId, addrs: Sequence[Multiaddr], deadline_ns: int, *, role: str, rtt_ns: int
+        self,
+        peer: PeerId,
+        addrs: Sequence[Multiaddr],
+        deadline_ns: int,
+        *,
+        role: str,
+        rtt_ns: int,
+        search: Search | None = None,
     ) -> Connection:
         """Connect at `deadline_ns` of the monotonic clock; PunchFailed says what was seen."""
-        race = _Race(self, peer, client=role == CLIENT, settle=max(SETTLE, 2 * rtt_ns / 1e9))
+        race = _Race(self, peer, client=role == CLIENT, rtt=rtt_ns / 1e9)
         try:
-            kept = await race.run(addrs, deadline_ns)
+            kept = await race.run(addrs, deadline_ns, search)
             if role == CLIENT:
                 self._turn_away(peer, kept)
             return kept
@@ -101,20 +127,24 @@ def _surplus(connection: Connection) -> None:
 class _Race:
     """What one punch started, and what came of it."""
 
-    def __init__(self, punch: QuicPunch, peer: PeerId, *, client: bool, settle: float) -> None:
+    def __init__(self, punch: QuicPunch, peer: PeerId, *, client: bool, rtt: float) -> None:
         self._punch = punch
         self._peer = peer
         self._client = client
-        self._settle = settle
+        self._rtt = rtt
+        self._settle = max(SETTLE, 2 * rtt)
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._dialled: set[Address] = set()
+        self._known: set[Address] = set()  # dialled, or answered
         self._reflexive = 0
+        self._found: list[UdpSocket] = []  # by a search
         self._up: list[Connection] = []
         self._kept: Connection | None = None
         self._errors: list[str] = []
         self._changed = asyncio.Event()
 
-    async def run(self, addrs: Sequence[Multiaddr], deadline_ns: int) -> Connection:
+    async def run(
+        self, addrs: Sequence[Multiaddr], deadline_ns: int, search: Search | None = None
+    ) -> Connection:
         loop = asyncio.get_running_loop()
         ahead = max(0, deadline_ns - self._punch.clock_ns()) / 1e9
         end = loop.time() + ahead + self._punch.timeouts.punch
@@ -123,6 +153,8 @@ class _Race:
             await asyncio.sleep(ahead)
             for addr in addrs:
                 self._try(addr, stack)
+            if search is not None:
+                self._start(self._search(search), f"search for a port of {search.remote[0]}")
             choose_at = 0.0
             while True:
                 self._changed.clear()
@@ -149,6 +181,8 @@ class _Race:
         for surplus in self._up:
             if surplus is not self._kept and not surplus.closed and (self._client or self._kept is None):
                 surplus.abort("another connection of the same hole punch was kept, or none")
+        for found in self._found:
+            self._punch.quic.let_go(found)
 
     def _try(self, addr: Multiaddr, stack: ExitStack) -> None:
         """Dial one of the peer's addresses, or open our NAT for it."""
@@ -188,20 +222,56 @@ class _Race:
     def _heard(self, data: bytes, remote: Address) -> None:
         """Noise: its sender's NAT is open for us there, whatever we were told."""
         remote = remote[:2]  # without our own address
-        if remote not in self._dialled and self._reflexive < REFLEXIVE:
+        if remote not in self._known and self._reflexive < REFLEXIVE:
             self._reflexive += 1
-            self._dial(remote)
+            if self._client:
+                self._dial(remote)
+            else:
+                self._known.add(remote)
+                socket = self._punch.quic.socket_for(ipaddress.ip_address(remote[0]))
+                self._start(self._noise(socket, remote), f"answer {remote}")
+
+    async def _search(self, search: Search) -> None:
+        """Our part in the search for a port, until the punch is over."""
+        punch, ip = self._punch, search.remote[0]
+        await asyncio.sleep(SEARCH_AFTER + self._rtt)
+        if search.part is Part.OPENS:
+            await Opener(
+                search.remote, self._hit, budget=punch.budget, sockets=punch.sockets, limits=punch.limits
+            ).run(rtt=self._rtt)
+            return
+        try:
+            socket = punch.quic.socket_for(ipaddress.ip_address(ip))
+        except OSError as error:
+            self._errors.append(str(error))
+            return
+        with socket.expect(ip, self._heard):
+            await send_probes(socket, ip, punch.limits.probes, punch.budget, chance=punch.chance)
+            await asyncio.sleep(punch.timeouts.punch)
+
+    def _hit(self, sock: socket.socket, remote: Address) -> None:
+        """Something of the peer's came to one of the sockets that we opened."""
+        if len(self._found) >= REFLEXIVE:
+            sock.close()
+            return
+        found = self._punch.quic.adopt(sock)
+        self._found.append(found)
+        if self._client:
+            addr = Multiaddr.from_socket(remote, "quic-v1")
+            self._start(self._connect(addr, found), f"punch {addr}")
+        else:
+            self._start(self._noise(found, remote), f"answer {remote}")
 
     def _dial(self, remote: Address) -> None:
-        if remote in self._dialled:
+        if remote in self._known:
             return
-        self._dialled.add(remote)
+        self._known.add(remote)
         addr = Multiaddr.from_socket(remote, "quic-v1")
         self._start(self._connect(addr), f"punch {addr}")
 
-    async def _connect(self, addr: Multiaddr) -> None:
+    async def _connect(self, addr: Multiaddr, via: UdpSocket | None = None) -> None:
         try:
-            connection = await self._punch.quic.dial(addr, expected_peer=self._peer)
+            connection = await self._punch.quic.dial(addr, expected_peer=self._peer, via=via)
         except (FlareError, OSError) as error:
             self._errors.append(f"{addr}: {error}")
         else:
@@ -252,7 +322,14 @@ class PunchRace:
             self._tcp.close()
 
     async def __call__(
-        self, peer: PeerId, addrs: Sequence[Multiaddr], deadline_ns: int, *, role: str, rtt_ns: int
+        self,
+        peer: PeerId,
+        addrs: Sequence[Multiaddr],
+        deadline_ns: int,
+        *,
+        role: str,
+        rtt_ns: int,
+        search: Search | None = None,
     ) -> Connection:
         """Connect to `addrs` at `deadline_ns`; PunchFailed says what both saw."""
         loop = asyncio.get_running_loop()
@@ -261,7 +338,8 @@ class PunchRace:
         for transport, punch in punches.items():
             theirs = [addr for addr in addrs if addr.transport == transport]
             if theirs and punch is not None:
-                work = punch(peer, theirs, deadline_ns, role=role, rtt_ns=rtt_ns)
+                more = {"search": search} if search is not None and transport == "quic-v1" else {}
+                work = punch(peer, theirs, deadline_ns, role=role, rtt_ns=rtt_ns, **more)
                 running.add(asyncio.ensure_future(work))
         started = tuple(running)
         up: list[Connection] = []
