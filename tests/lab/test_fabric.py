@@ -97,6 +97,8 @@ def test_expectations_cover_every_pair_and_are_symmetric() -> None:
     assert expected("port", "port-acc") == {"direct"}
     assert expected("sym", "addr") == {"direct"}
     assert expected("sym", "port") == {"relayed"}
+    assert expected("sym", "port", "quic") == expected("sym-seq", "port") == {"direct"}
+    assert expected("sym", "adm", "quic") == {"relayed"}
 
 
 def test_unknown_kind() -> None:

@@ -33,7 +33,8 @@ def test_plans_are_ordered_pairs_times_skews() -> None:
         ("port", "port", ["direct", "relayed"], False),
         ("port", "sym", ["relayed"], True),
         ("port", "sym", ["failed"], False),
-        ("port", "sym-seq", ["direct", "relayed"], True),
+        ("port", "sym-seq", ["direct", "relayed"], False),
+        ("sym-seq", "sym-seq", ["direct", "relayed"], True),
     ],
 )
 def test_a_cell_is_right_when_all_its_runs_are(a: str, b: str, outcomes: list[str], right: bool) -> None:

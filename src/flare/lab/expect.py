@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-# direct: a hole punch works. relayed: the ports that matter cannot be known in advance. either: they may be
-# predicted (sequential allocation), or over UDP found by birthday, which is allowed and not demanded.
+# direct: a hole punch works. Ports that are given out in sequence are predicted, random ones over UDP are
+# searched for (flare.nat.birthday: one run in 3,000 fails). relayed: the ports that matter cannot be known.
+# either: two sequences may be predicted at once, which is allowed and not demanded.
 _TCP = """
                open     addr     port     seq      sym
     open       direct   direct   direct   direct   direct
     addr                direct   direct   direct   direct
-    port                         direct   either   relayed
+    port                         direct   direct   relayed
     seq                                   either   either
     sym                                            relayed
 """
@@ -16,7 +17,7 @@ _UDP = """
                open     addr     port     seq      sym
     open       direct   direct   direct   direct   direct
     addr                direct   direct   direct   direct
-    port                         direct   either   either
+    port                         direct   direct   direct
     seq                                   either   either
     sym                                            relayed
 """
