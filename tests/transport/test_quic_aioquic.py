@@ -54,6 +54,7 @@ ATTRIBUTES = [
     ("connection", "_close_event", NONE),
     ("connection", "_close_pending", bool),
     ("connection", "_configuration", QuicConfiguration),
+    ("connection", "_crypto_buffers", dict),
     ("connection", "_crypto_streams", dict),
     ("connection", "_cryptos", dict),
     ("connection", "_events", deque),

@@ -59,6 +59,8 @@ from flare.wire.keys import Identity
 _TOKEN: Final = 16
 _LONGEST_RESET: Final = 43  # bytes: as an acknowledgement, so that it tells watchers little (RFC 9000, 10.3)
 _STREAM_UNSENT: Final = 256 * 1024  # bytes: a stream with as many unsent takes no more
+# bytes of what TLS says at once, ours: aioquic holds 16 KiB for each, for as long as the connection lasts
+_TLS_MESSAGES: Final = {tls.Epoch.INITIAL: 2048, tls.Epoch.HANDSHAKE: 8192, tls.Epoch.ONE_RTT: 1024}
 _ALERTS: Final = range(QuicErrorCode.CRYPTO_ERROR, QuicErrorCode.CRYPTO_ERROR + 0x100)
 _ABOUT_CERTIFICATES: Final = frozenset((42, 43, 44, 45, 46, 48, 49, 116))  # TLS alerts (RFC 8446, 6)
 
@@ -211,6 +213,7 @@ class _Quic(DataPath):
 
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
+        self._crypto_buffers = {epoch: Buffer(capacity=size) for epoch, size in _TLS_MESSAGES.items()}
         context = self.tls
         context._request_client_certificate = not self._is_client
         take, client_certificate = context._set_peer_certificate, context._server_handle_certificate

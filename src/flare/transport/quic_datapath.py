@@ -46,6 +46,7 @@ SWALLOWED: Final = 2  # probe timeouts in a row after which the path is thought 
 
 _ONE_RTT: Final = tls.Epoch.ONE_RTT
 _OVERHEAD: Final = 1 + 4 + 16  # bytes of a packet besides connection id and frames
+_TLS_LATER: Final = 1024  # bytes of what TLS may say after the handshake, which is nothing without tickets
 _PING: Final = bytes((QuicFrameType.PING,))
 _KINDS: Final = {
     tls.CipherSuite.AES_128_GCM_SHA256: aead.AES_128_GCM,
@@ -170,6 +171,8 @@ class DataPath(QuicConnection):
         """Once the handshake is confirmed, and after key updates."""
         if not self._handshake_confirmed or not available():
             return
+        if self._in.keys is None:
+            self._crypto_buffers = {_ONE_RTT: Buffer(capacity=_TLS_LATER)}  # the handshake is over
         pair = self._pair = self._cryptos[_ONE_RTT]
         self._space = self._spaces[_ONE_RTT]
         for direction, context in ((self._in, pair.recv), (self._out, pair.send)):
