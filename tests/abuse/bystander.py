@@ -1,5 +1,7 @@
 """The honest peers, a process: one circuit through the relay that carries RATE all the time, and newcomers.
 
+They speak what the relay's address says, TCP or QUIC; over QUIC the circuit carries QUIC_RATE.
+
 Reads commands from stdin, one a line, and answers each with one line of JSON:
 
     bytes       what the circuit has delivered so far, and whether all of it was what had been sent
@@ -24,6 +26,7 @@ from flare.transport.connection import Connection
 from flare.transport.stream import Stream
 
 RATE = 20_000_000  # bytes a second, offered
+QUIC_RATE = 4_000_000
 TICK = 0.02  # seconds between two writes
 SINK = "/abuse/sink"
 PATTERN = bytes(number * 7 & 0xFF for number in range(251)) * 1024
@@ -45,10 +48,15 @@ class Sink:
             self.received += len(data)
 
 
-def host(ip: str, relay: str | None = None) -> Host:
-    """A peer at `ip`, with a place on `relay` if one is named."""
-    relays = [relay] if relay else []
-    return Host(listen=[f"/ip4/{ip}/tcp/0"], relays=relays, config=CONFIG, punch=False)
+def host(ip: str, relay: str, *, reserves: bool = True) -> Host:
+    """A peer at `ip`, with a place on `relay` if it `reserves` one."""
+    relays = [relay] if reserves else []
+    where = f"/ip4/{ip}/udp/0/quic-v1" if over_quic(relay) else f"/ip4/{ip}/tcp/0"
+    return Host(listen=[where], relays=relays, config=CONFIG, punch=False)
+
+
+def over_quic(relay: str) -> bool:
+    return "/quic-v1/" in relay
 
 
 async def reserved(peer: Host, within: float) -> float:
@@ -67,11 +75,11 @@ async def reserved(peer: Host, within: float) -> float:
     return time.monotonic() - began
 
 
-async def feed(connection: Connection) -> None:
-    """RATE, and no attempt to catch up on what could not be sent in time."""
+async def feed(connection: Connection, rate: int) -> None:
+    """`rate` bytes a second, and no attempt to catch up on what could not be sent in time."""
     async with connection.open_stream(SINK, allow_limited=True) as stream:
         sent = 0
-        each = int(RATE * TICK)
+        each = int(rate * TICK)
         due = time.monotonic()
         while True:
             at = sent % 251
@@ -87,7 +95,7 @@ def _long(at: int, size: int) -> bytes:
 
 async def main(relay: str) -> None:
     sink = Sink()
-    target, source = host("10.66.1.1", relay), host("10.66.1.2")
+    target, source = host("10.66.1.1", relay), host("10.66.1.2", relay, reserves=False)
     target.handle(SINK, sink.serve, allow_limited=True)
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
@@ -97,7 +105,7 @@ async def main(relay: str) -> None:
         await reserved(target, PATIENCE)
         await source.start()
         connection = await source.connect(f"{relay}/p2p-circuit/p2p/{target.peer_id}")
-        feeding = loop.create_task(feed(connection))
+        feeding = loop.create_task(feed(connection, QUIC_RATE if over_quic(relay) else RATE))
         print(json.dumps({"ready": True}), flush=True)
         while command := (await reader.readline()).decode().strip():
             answer: dict[str, Any] = {}

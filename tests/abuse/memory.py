@@ -18,8 +18,9 @@ from flare.transport import multistream
 from flare.wire.multiaddr import Multiaddr
 from tests.abuse.attacks.circuits import _pairs
 from tests.abuse.attacks.common import source
+from tests.abuse.attacks.datagrams import begin, udp_from
 from tests.abuse.attacks.doors import HELLO
-from tests.abuse.place import LISTEN, Place, place
+from tests.abuse.place import LISTEN, LISTEN_QUIC, Place, place
 from tests.support.hostile import SYN, client, data
 
 COUNT: Final = 1000
@@ -76,7 +77,40 @@ async def circuits(place: Place, carry: bytes) -> float:
     return grew / 500
 
 
+def quic_handshakes(place: Place, finish: bool) -> float:
+    """Bytes per QUIC connection whose client proved its address, and went on if it is to `finish`."""
+    addr = Multiaddr(place.addr)
+    remote = (str(addr.ip), addr.port or 0)
+    before = place.rss
+    held = []
+    for number in range(COUNT // 4):
+        sock = udp_from(number)
+        sock.settimeout(5)
+        connection = begin(remote)
+        for _ in range(12 if finish else 2):
+            for said, to in connection.datagrams(time.monotonic()):
+                sock.sendto(said, to)
+            if connection._quic._handshake_confirmed:
+                break
+            with contextlib.suppress(TimeoutError):
+                connection.receive(sock.recv(2048), remote, time.monotonic())
+            sock.settimeout(0.05)
+        held.append((sock, connection))
+    time.sleep(SETTLE)
+    grew = place.rss - before
+    for sock, _ in held:
+        sock.close()
+    return grew / len(held)
+
+
 def main() -> None:
+    quic: dict[str, bool] = {
+        "QUIC handshake that stops before its end": False,
+        "QUIC connection": True,
+    }
+    for name, finish in quic.items():
+        with place("--no-limits", listen=LISTEN_QUIC) as made, made.namespace.entered():
+            print(f"{name:44} {quic_handshakes(made, finish) / 1024:8.1f} KiB", flush=True)
     cases: dict[str, Callable[[Place], float | Coroutine[Any, Any, float]]] = {
         "half-open connection that says nothing": lambda place: silent(place, b""),
         "handshake that stops before its key": lambda place: silent(place, HELLO),

@@ -22,6 +22,7 @@ from flare.lab.namespace import Namespace
 ROOT = Path(__file__).resolve().parents[2]
 NETWORK = "10.66.0.1/16"
 LISTEN = "/ip4/10.66.0.1/tcp/4001"
+LISTEN_QUIC = "/ip4/10.66.0.1/udp/4001/quic-v1"
 DESCRIPTORS = 20_000
 REALTIME = os.environ.get("FLARE_ABUSE_REALTIME") == "1"  # against the noise of a machine with other work
 PATIENCE = 60.0  # seconds for a process to answer
@@ -75,6 +76,13 @@ class Child:
         output = self.process.stdout
         assert output is not None
         threading.Thread(target=lambda: [None for _ in output], daemon=True).start()
+
+    def leave(self, patience: float = 10.0) -> None:
+        """No more commands: it says goodbye to its peers, which over QUIC nobody else does for it."""
+        assert self.process.stdin is not None
+        with suppress(OSError, subprocess.TimeoutExpired):
+            self.process.stdin.close()
+            self.process.wait(patience)
 
     def end(self, patience: float = 15.0) -> int:
         """Ask it to end, and see to it that it does; its exit code."""
@@ -196,8 +204,8 @@ class Place:
 
 
 @contextmanager
-def place(*relay_options: str) -> Iterator[Place]:
-    """All of it, in a network namespace that ends with the block."""
+def place(*relay_options: str, listen: str = LISTEN) -> Iterator[Place]:
+    """All of it, in a network namespace that ends with the block; circuits run over what is listened on."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY or hard >= DESCRIPTORS:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, DESCRIPTORS), hard))
@@ -207,7 +215,7 @@ def place(*relay_options: str) -> Iterator[Place]:
         with namespace.entered():
             netlink.set_up("lo")
             netlink.add_address("lo", NETWORK)
-        relay = Child(namespace, 0, "flare", "relay", "--listen", LISTEN, "--json", *relay_options)
+        relay = Child(namespace, 0, "flare", "relay", "--listen", listen, "--json", *relay_options)
         children.append(relay)
         addr = relay.line()["addrs"][0]
         relay.drain()
@@ -216,6 +224,7 @@ def place(*relay_options: str) -> Iterator[Place]:
         bystander.line()
         yield Place(namespace, relay, bystander, addr)
         assert relay.process.poll() is None, "the relay ended"
+        bystander.leave()
     finally:
         codes = [child.end() for child in reversed(children)]
         namespace.close()

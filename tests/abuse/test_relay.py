@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tests.abuse.attacks import ATTACKS
-from tests.abuse.place import MIB, Measured, Place, place
+from tests.abuse.place import LISTEN, LISTEN_QUIC, MIB, Measured, Place, place
 
 pytestmark = [pytest.mark.abuse, pytest.mark.timeout(180)]
 
@@ -25,6 +25,7 @@ BUDGET = {
     "circuits-without-credit": 200,
     "circuits-never-read": 200,
     "circuits-of-a-byte-a-second": 32,
+    "quic-half-open": 64,
 }
 OTHERS = 24
 
@@ -41,7 +42,7 @@ THREADED = (
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attack(name: str, report: list[Measured]) -> None:
-    with place("--no-limits") as made:
+    with place("--no-limits", listen=LISTEN_QUIC if name.startswith("quic-") else LISTEN) as made:
         judge(name, made, report)
 
 

@@ -5,12 +5,12 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from flare.wire.multiaddr import Multiaddr
-from tests.abuse.attacks import circuits, doors, frames, protocols
+from tests.abuse.attacks import circuits, datagrams, doors, frames, protocols
 
 Attack = Callable[[Multiaddr, "Counter[str]"], Awaitable[None]]
 
 ATTACKS: dict[str, Attack] = {
     attack.__name__.replace("_", "-"): attack
-    for module in (doors, frames, protocols, circuits)
+    for module in (doors, frames, protocols, circuits, datagrams)
     for attack in module.ATTACKS
 }
