@@ -169,6 +169,14 @@ class TestRequest:
             b"Connection: close\r\nAccept-Encoding: identity\r\nContent-Length: 4\r\n\r\n<x/>"
         )
 
+    def test_a_zone_stays_here(self) -> None:
+        for url, host in (
+            ("http://[fe80::1%3]:5000/", b"Host: [fe80::1]:5000\r\n"),
+            ("http://[fe80::1%eth0]/", b"Host: [fe80::1]\r\n"),
+            ("http://a%62c/", b"Host: a%62c\r\n"),
+        ):
+            assert host in encode_request(parse_url(url))
+
     @pytest.mark.parametrize(
         "url",
         [

@@ -38,6 +38,7 @@ PROTOCOL: Final = "http"
 READ: Final = 64 * 1024  # bytes at once
 MAX_INTERIM: Final = 8  # answers of status 1xx before the one that counts
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_ZONE: Final = re.compile(r"%[^\]]*(?=\])")
 _STATUS_LINE: Final = re.compile(r"HTTP/1\.[01] ([1-9][0-9]{2})(?: .*)?")
 _SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;.*)?")
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
@@ -117,7 +118,7 @@ def encode_request(
     target: SplitResult, *, method: str = "GET", headers: Sequence[tuple[str, str]] = (), body: bytes = b""
 ) -> bytes:
     """The bytes of a request. UsageError for what cannot be a method or a header field."""
-    host = target.netloc
+    host = _ZONE.sub("", target.netloc)  # which means something here only (RFC 9110, 4.2; RFC 4007, 11)
     path = (target.path or "/") + (f"?{target.query}" if target.query else "")
     named = {name.lower() for name, _ in headers}
     fields = [("Host", host), *headers, ("Connection", "close")]
