@@ -168,6 +168,33 @@ class ReservationConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class PortMappingConfig:
+    """How ports are mapped on the router, and what one that is slow, gone or lying may cost.
+
+    All of it happens beside everything else: nothing here delays a host.
+    """
+
+    lifetime: float = 7200.0  # asked for: what a crash leaves behind ends by then (RFC 6886, 3.3)
+    patience: float = 8.0  # one protocol's probe, when nobody answers
+    preference: float = 0.3  # once one protocol has answered, how long a better one may take
+    request: float = 5.0  # one question to a router that speaks the protocol
+    verify: float = 300.0  # so often a mapping is looked at: notices a router that restarted in silence
+    renew_at_least: float = 4.0  # half a lifetime is never less (RFC 6887, 11.2.1): defends the router
+    renew_at_most: float = 43_200.0  # nor more, whatever the router promised: it may not keep it
+    jitter: float = 0.1  # this share of each wait is left to chance
+    retry: float = 4.0  # after a question without an answer; doubles
+    tries: int = 3  # unanswered in a row: the mapping counts as lost
+    steady: float = 60.0  # a mapping that held this long forgets earlier failures
+    backoff_first: float = 15.0  # after a router that maps nothing; doubles
+    backoff_max: float = 1800.0
+    hush: float = 10.0  # news from the router is acted on no more often: defends it from forged news
+    look: float = 15.0  # so often the way out is looked at: another network, another router
+    farewell: float = 2.0  # what giving mappings back may delay a host's end
+    max_listeners: int = 16  # mapped on one router: defends its table
+    other_ports: int = 8  # ports tried by chance when the wanted one is taken (UPnP)
+
+
+@dataclass(frozen=True, slots=True)
 class HostLimits:
     """What strangers may cost a host as a whole. "per_ip" is for each IPv4 address and each IPv6 /64."""
 
@@ -239,6 +266,7 @@ class Config:
     host: HostLimits = field(default_factory=HostLimits)
     punch: PunchConfig = field(default_factory=PunchConfig)
     reservation: ReservationConfig = field(default_factory=ReservationConfig)
+    port_mapping: PortMappingConfig = field(default_factory=PortMappingConfig)
     data_threads: int = 0
     security: tuple[Security, ...] = (
         SECURITY  # of TCP and circuits: dials propose in this order, others are refused

@@ -28,6 +28,7 @@ FlareError
 |   +-- PeerHasNoReservation
 |   +-- RelayedMessageMalformed
 |   +-- RelayedMessageUnexpected
++-- PortMappingRefused             our router maps no port for us; `code` is what its protocol calls that
 +-- PunchFailed                    no direct connection; `reason` says why in a sentence
 """
 
@@ -218,6 +219,15 @@ def relay_refused(status: int, doing: str) -> RelayRefused:
         return RelayRefused(f"{doing}: the relay answered with unknown status {status}", status=status)
     words = "".join(" " + c.lower() if c.isupper() else c for c in cls.__name__).strip()
     return cls(f"{doing}: the relay answered {status} ({words})")
+
+
+class PortMappingRefused(FlareError):
+    """Our router said no. `code` is its protocol's, 0 for none; it will say so for `lasting` seconds."""
+
+    def __init__(self, message: str, *, code: int, lasting: float = 0.0) -> None:
+        super().__init__(message)
+        self.code = code
+        self.lasting = lasting
 
 
 class PunchFailed(FlareError):

@@ -115,6 +115,50 @@ class ReservationLost:
 
 
 @dataclass(frozen=True, slots=True)
+class PortMapped:
+    """Our router forwards `external` to `listener`; told again when that is renewed.
+
+    `protocol` is how it was asked, `lifetime` in seconds; None: until it is taken back.
+    """
+
+    listener: Multiaddr
+    external: Multiaddr
+    protocol: str
+    gateway: str
+    lifetime: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PortMappingLost:
+    """Our router no longer forwards `external` to `listener`, as far as we know."""
+
+    listener: Multiaddr
+    external: Multiaddr
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PortMappingFailed:
+    """There is no mapping for `listener`, or for none at all (None); tried again in `retry_in` seconds."""
+
+    listener: Multiaddr | None
+    reason: str
+    retry_in: float
+
+
+@dataclass(frozen=True, slots=True)
+class DoubleNatFound:
+    """What our router at `gateway` forwards does not reach the internet, or not for sure.
+
+    `external` is the IP that it calls its own, `reason` a sentence.
+    """
+
+    gateway: str
+    external: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class PunchStarted:
     """The two peers begin to open a direct connection. `role` is "initiator" or "responder" of DCUtR."""
 
@@ -194,6 +238,10 @@ Event = (
     | PeerIdentified
     | ReservationAccepted
     | ReservationLost
+    | PortMapped
+    | PortMappingLost
+    | PortMappingFailed
+    | DoubleNatFound
     | PunchStarted
     | PlainDialFailed
     | PunchSucceeded
