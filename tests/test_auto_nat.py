@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import flare
-from flare.events import AddressReachability, NatBehaviourChanged, ReachabilityChanged
+from flare.events import AddressReachability, NatBehaviourChanged, PortMapped, ReachabilityChanged
 from flare.nat.behaviour import Filtering, Mapping
 from flare.nat.reachability import Reachable
 from flare.protocols.autonat import DIAL_BACK_PROTOCOL, DIAL_PROTOCOL, V1_PROTOCOL, v1_client
@@ -151,3 +151,22 @@ async def test_a_dial_back_comes_from_a_port_that_nobody_knows() -> None:
         assert verdict.reachable is True
         assert verdict.source is not None
         assert verdict.source.port not in {addr.port for addr in server.listen_addrs}
+
+
+@aio
+async def test_what_a_router_forwards_is_asked_about_and_anew_when_it_begins_to() -> None:
+    """A mapping's address is no listener's here: a dead one first, and then one that leads to us."""
+    async with node(2) as server, flare.AutoNat(server), node(3, relays=[server.full_addrs[0]]) as client:
+        seen = Seen(client)
+        async with flare.AutoNat(client, serve=False):
+            dead = Multiaddr("/ip4/127.0.0.9/tcp/9")
+            mapped = PortMapped(client.listen_addrs[0], dead, "PCP", "127.0.0.1", 7200.0)
+            client.emit(mapped)
+            client.map_addrs([dead], [])
+            found = await seen.first(AddressReachability, lambda event: event.addr == dead)
+            assert found.state == "private"
+            client.map_addrs([], [])
+            client.emit(mapped)  # mapped again, after it was lost
+            assert client.reachability.state(dead) is Reachable.UNKNOWN
+            client.map_addrs([dead], [])
+            client.emit(mapped)  # only renewed

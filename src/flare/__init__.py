@@ -4,7 +4,17 @@ Relays introduce peers, hole punching gets them direct, over libp2p's own protoc
 """
 
 from .auto_nat import AutoNat
-from .config import Config, HostLimits, MuxLimits, PunchConfig, Rate, RelayLimits, StatusLimits, Timeouts
+from .config import (
+    Config,
+    HostLimits,
+    MuxLimits,
+    PortMappingConfig,
+    PunchConfig,
+    Rate,
+    RelayLimits,
+    StatusLimits,
+    Timeouts,
+)
 from .errors import (
     ConnectionClosed,
     DialFailed,
@@ -22,6 +32,7 @@ from .errors import (
 )
 from .host import Host
 from .nat.punch import HolePuncher
+from .port_mapper import PortMapper
 from .protocols.relay.access import AccessList, PeerList
 from .relay_server import RelayServer
 from .transport.connection import Connection
@@ -50,6 +61,8 @@ __all__ = [
     "NetworkError",
     "PeerId",
     "PeerList",
+    "PortMapper",
+    "PortMappingConfig",
     "ProtocolNotSupported",
     "ProtocolViolation",
     "PunchConfig",

@@ -13,7 +13,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from .errors import FlareError, UsageError
-from .events import ConnectionLost, ConnectionOpened, Event, NatBehaviourChanged, PeerIdentified
+from .events import (
+    ConnectionLost,
+    ConnectionOpened,
+    Event,
+    NatBehaviourChanged,
+    PeerIdentified,
+    PortMapped,
+    PortMappingLost,
+)
 from .nat.behaviour import Behaviour, transport_of
 from .nat.dial_back import BackDialler, can_dial
 from .nat.look import Looking
@@ -198,6 +206,11 @@ class AutoNat:
             ):
                 self._servers.discard(event.peer)
                 self._news.set()
+        elif isinstance(event, PortMapped | PortMappingLost):
+            lost = isinstance(event, PortMappingLost)
+            if lost or event.external not in self.host.mapped_addrs:  # and not only renewed
+                self.reachability.anew(event.external)
+                self._news.set()
 
     def _is_server(self, peer: PeerId, protocols: Iterable[str]) -> bool:
         """Whether that is news."""
@@ -273,7 +286,7 @@ class AutoNat:
 
     def _candidates(self, behaviours: Mapping[str, Behaviour]) -> list[Multiaddr]:
         """Where we may be reachable: what was announced, what others see, and our own public addresses."""
-        found = list(self.host.announced)
+        found = [*self.host.announced, *self.host.mapped_addrs]
         for addr in self._observed:
             behaviour = behaviours.get(transport_of(addr) or "")
             if behaviour is None or not (behaviour.mapping.depends and behaviour.sure):
@@ -301,7 +314,7 @@ class AutoNat:
                 behaviour is None
                 or ip != behaviour.external
                 or ip in own
-                or verdict.addr in self.host.announced
+                or verdict.addr in (*self.host.announced, *self.host.mapped_addrs)
                 or any(word.reachable for word in verdict.words)
             ):
                 self.reachability.infer(verdict.addr, ())
@@ -330,6 +343,7 @@ class AutoNat:
 
     async def _ask(self, looking: Looking, server: Connection, addr: Multiaddr) -> None:
         peer = server.remote_peer
+        asked = time.monotonic()
         try:
             verdict = await self._client.check(server, addr)
         except (FlareError, OSError) as error:
@@ -346,7 +360,7 @@ class AutoNat:
             self.host.trusts(peer),
             verdict.reason,
         )
-        self.reachability.record(addr, word)
+        self.reachability.record(addr, word, asked=asked)
 
     def _proves(self, looking: Looking, server: Connection, verdict: Verdict) -> bool:
         """Whether a dial-back that came shows that anybody's would.
@@ -357,7 +371,7 @@ class AutoNat:
         name = transport_of(verdict.addr) or ""
         behaviour = looking.behaviours.get(name, Behaviour(name))
         source = endpoint(verdict.source)
-        if behaviour.says_public:
+        if behaviour.says_public or verdict.addr in self.host.mapped_addrs:  # which the router says, too
             return True
         if source is None:
             return False

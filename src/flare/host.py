@@ -101,6 +101,7 @@ class Host:
         self._listen_on = [Multiaddr(addr) for addr in (DEFAULT_LISTEN if listen is None else listen)]
         self._relay_addrs = [_relay_address(addr) for addr in relays]
         self._announce = [Multiaddr(addr) for addr in announce]
+        self._mapped: tuple[tuple[Multiaddr, ...], tuple[Multiaddr, ...]] = (), ()  # all, and those told
         self._punch = punch
         self.is_public = is_public
         self._events = EventHub()
@@ -271,6 +272,16 @@ class Host:
         return tuple(self._announce)
 
     @property
+    def mapped_addrs(self) -> tuple[Multiaddr, ...]:
+        """Where a router forwards to us (PortMapper), if what it says holds."""
+        return self._mapped[0]
+
+    def map_addrs(self, mapped: Iterable[Multiaddr], told: Iterable[Multiaddr]) -> None:
+        """Set `mapped_addrs`; of these, `told` are among `addrs` from now on."""
+        self._mapped = tuple(mapped), tuple(told)
+        self._addrs_changed()
+
+    @property
     def listen_addrs(self) -> tuple[Multiaddr, ...]:
         """Where it listens; none before `start`."""
         return self._quic.listen_addrs + self._tcp.listen_addrs if self._started else ()
@@ -281,14 +292,14 @@ class Host:
 
     @property
     def addrs(self) -> tuple[Multiaddr, ...]:
-        """The addresses to tell others, best first: announced, listened on, through relays.
+        """The addresses to tell others, best first: announced, mapped, listened on, through relays.
 
         None before `start`. What others see of us (`observed_addrs`) is not among them: behind a NAT nobody
         can dial it, and whoever tried would lose seconds before the hole punch.
         """
         if not self._started:
             return ()
-        parts = (*self._announce, *self.listen_addrs, *self._relays.addrs)
+        parts = (*self._announce, *self._mapped[1], *self.listen_addrs, *self._relays.addrs)
         if parts != self._addrs[0]:  # which is asked for each connection
             self._addrs = parts, tuple(dict.fromkeys(parts))
         return self._addrs[1]
@@ -529,7 +540,8 @@ class Host:
 
     def _punch_addrs(self) -> Sequence[Multiaddr]:
         """Our addresses that a peer may aim at when punching; loopback only when there is nothing else."""
-        found = [*self._announce, *self.observed_addrs, *self._observed.guesses(), *self.listen_addrs]
+        found = [*self._announce, *self._mapped[1], *self.observed_addrs]
+        found += [*self._observed.guesses(), *self.listen_addrs]
         return [addr for addr in found if not addr.is_loopback] or found
 
     def _reachable(self, addr: Multiaddr | None, state: Reachable) -> None:

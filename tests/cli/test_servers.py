@@ -150,3 +150,12 @@ def test_a_relay_asks_for_all_the_descriptors_it_may_have() -> None:
         relay.fact("listening")
         soft, hard = resource.prlimit(relay.process.pid, resource.RLIMIT_NOFILE)
         assert soft == hard or soft >= 1 << 20
+
+
+@pytest.mark.parametrize("command", ["relay", "listen"])
+def test_ports_that_no_router_can_map_are_said_and_keep_nobody(command: str) -> None:
+    with running(command, "--listen", LOOPBACK, "--map-ports", "--json") as server:
+        assert server.fact("listening")["addrs"]
+        failed = server.fact("port-mapping-failed")
+        assert failed["listener"] is None
+        assert failed["reason"]

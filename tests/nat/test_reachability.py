@@ -126,6 +126,22 @@ def test_words_grow_old() -> None:
     assert scene.machine.node is UNKNOWN
 
 
+def test_what_was_known_counts_no_more_when_the_way_to_it_changed() -> None:
+    scene = Scene()
+    assert scene.word(0, False, trusted=True) is PRIVATE
+    asked, scene.now = scene.now, scene.now + 5
+    scene.machine.anew(ADDR)
+    assert scene.machine.state(ADDR) is UNKNOWN
+    assert scene.changes[-2:] == [(ADDR, UNKNOWN), (None, UNKNOWN)]
+    assert scene.machine.due() == [ADDR], "it is asked about again at once"
+    late = Word(SERVERS[0], "0.0.0.0/16", False, scene.now, True)
+    scene.machine.record(ADDR, late, asked=asked)
+    assert scene.machine.state(ADDR) is UNKNOWN, "what was asked before the change says nothing"
+    scene.machine.record(ADDR, late, asked=scene.now)
+    assert scene.machine.state(ADDR) is PRIVATE
+    scene.machine.anew(OTHER)
+
+
 def test_the_node() -> None:
     scene = Scene()
     scene.machine.candidates([ADDR, OTHER])

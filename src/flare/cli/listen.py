@@ -23,10 +23,12 @@ from ..events import (
     ReservationLost,
 )
 from ..host import Host
+from ..port_mapper import PortMapper
 from ..protocols import echo, perf
 from ..wire.peer_id import PeerId
 from .common import add_common, add_security, address, identity_from, run_until_signal
 from .output import Output, PatientOutput
+from .port_mapping import MappedPorts, add_map_ports
 
 _ANSWER = {"public": "yes", "private": "no", "unknown": "that is not known"}
 
@@ -65,6 +67,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="store_true",
         help="find out where strangers can dial this host and how its NAT behaves, and say so",
     )
+    add_map_ports(parser)
     add_security(parser)
     add_common(parser)
     parser.set_defaults(run=run)
@@ -101,6 +104,9 @@ def _listen(args: argparse.Namespace, out: Output) -> int:
             if args.reachability:
                 nat = await more.enter_async_context(AutoNat(host, serve=False))
                 host.on_event(lambda event: _show_reachability(out, event, nat, time.monotonic() - began))
+            if args.map_ports:
+                host.on_event(MappedPorts(out).show)
+                await more.enter_async_context(PortMapper(host))
             await stop.wait()
         return 0
 

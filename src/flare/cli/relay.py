@@ -19,6 +19,7 @@ from ..config import Config, RelayLimits
 from ..errors import FlareError, UsageError
 from ..events import CircuitClosed, CircuitOpened, Event, ReservationMade
 from ..host import Host
+from ..port_mapper import PortMapper
 from ..protocols.relay.access import AccessList, PeerList, parse_entry
 from ..relay_server import RelayServer
 from ..watch.server import DEFAULT_ADDRESS, NO_METRICS, StatusServer
@@ -26,6 +27,7 @@ from ..wire.multiaddr import Multiaddr
 from . import relay_file, units
 from .common import Stop, add_common, add_security, address, identity_from, number, run_until_signal
 from .output import Output, PatientOutput
+from .port_mapping import MappedPorts, add_map_ports
 from .relay_file import FIXED, RelaySettings
 
 DEFAULT_LISTEN = (
@@ -121,6 +123,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default=None,
         help="dial peers back that ask whether they can be reached, some dozen times a minute (default: yes)",
     )
+    add_map_ports(parser)
     add_security(parser)
     add_common(parser)
     parser.set_defaults(run=run)
@@ -175,6 +178,7 @@ def settings_from(args: argparse.Namespace) -> RelaySettings:
             ("identity", args.identity),
             ("threads", args.threads),
             ("autonat", args.autonat),
+            ("map_ports", args.map_ports),
             ("status", args.status),
             ("drain_timeout", args.drain_timeout),
         )
@@ -218,7 +222,7 @@ def _relay(args: argparse.Namespace, settings: RelaySettings, out: Output) -> in
             )
             await serving.enter_async_context(relay)
             if settings.autonat:
-                await serving.enter_async_context(AutoNat(host, look=False))
+                await serving.enter_async_context(AutoNat(host, look=settings.map_ports))
             addrs = [str(addr) for addr in host.full_addrs]
             out.fact(
                 "listening",
@@ -228,6 +232,9 @@ def _relay(args: argparse.Namespace, settings: RelaySettings, out: Output) -> in
             )
             if settings.status is not None:
                 _tell(out, await serving.enter_async_context(StatusServer(relay, settings.status)))
+            if settings.map_ports:
+                host.on_event(MappedPorts(out).show)
+                await serving.enter_async_context(PortMapper(host))
             live = _Live(args, settings, relay, out)
             if args.config is not None:
                 loop = asyncio.get_running_loop()

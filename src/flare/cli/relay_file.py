@@ -28,6 +28,7 @@ class RelaySettings:
     identity: Path | None = None
     threads: int = 0
     autonat: bool = True
+    map_ports: bool = False
     status: str | None = None
     drain_timeout: float | None = None  # None: Timeouts.relay_drain
     limits: RelayLimits = field(default_factory=RelayLimits)
@@ -37,7 +38,7 @@ class RelaySettings:
 
 
 # What only a new start of the command changes.
-FIXED: Final = ("listen", "announce", "identity", "threads", "autonat", "status")
+FIXED: Final = ("listen", "announce", "identity", "threads", "autonat", "map_ports", "status")
 
 
 def _count(least: int, most: int, *, none: bool = False) -> Callable[[object], int]:
@@ -113,6 +114,7 @@ KEYS: Final[Mapping[str, tuple[str, Callable[[Any], object]]]] = {
     "identity": ("identity", lambda value: Path(_text(value))),
     "threads": ("threads", threads),
     "autonat": ("autonat", _yes_or_no),
+    "map_ports": ("map_ports", _yes_or_no),
     "drain_timeout": ("drain_timeout", patience),
     "status.listen": ("status", _text),
     "reservations.lifetime": ("limits.reservation_ttl", _lifetime),

@@ -87,6 +87,7 @@ class Weighing:
 @dataclass(slots=True)
 class _Candidate:
     addr: Multiaddr
+    begun: float  # what was asked earlier says nothing about it
     state: Reachable = Reachable.UNKNOWN
     words: dict[PeerId, Word] = field(default_factory=dict)
     asked_at: float | None = None
@@ -136,13 +137,22 @@ class Reachability:
         self._hopeless = hopeless
         wanted = list(dict.fromkeys(addrs))[:MAX_CANDIDATES]
         old = self._candidates
-        self._candidates = {addr: old.get(addr) or _Candidate(addr) for addr in wanted}
+        self._candidates = {addr: old.get(addr) or _Candidate(addr, self._clock()) for addr in wanted}
         self._judge_node()
 
-    def record(self, addr: Multiaddr, word: Word) -> None:
-        """A server's word on a candidate; one on another address says nothing."""
+    def anew(self, addr: Multiaddr) -> None:
+        """What leads to `addr` has changed (a router forwards it, or ceased to): no word counts still."""
+        if (candidate := self._candidates.get(addr)) is not None:
+            candidate.begun = self._clock()
+            candidate.words.clear()
+            candidate.asked_at = None
+            self._judge(candidate)
+            candidate.tries = 0
+
+    def record(self, addr: Multiaddr, word: Word, *, asked: float | None = None) -> None:
+        """A server's word on a candidate, `asked` for then; one on another address says nothing."""
         candidate = self._candidates.get(addr)
-        if candidate is None:
+        if candidate is None or (asked is not None and asked < candidate.begun):
             return
         candidate.words.pop(word.server, None)
         candidate.words[word.server] = word
