@@ -63,6 +63,7 @@ test-pythons: .stamps/test
 
 lab: .stamps/test
 	@command -v nft >/dev/null || { echo "make lab compares with the kernel's NAT and needs nft (Debian: apt install nftables)"; exit 1; }
+	@PATH="$$PATH:/usr/sbin" command -v miniupnpd >/dev/null || { echo "make lab maps ports on a real router's daemon and needs miniupnpd (Debian: apt install miniupnpd-nftables)"; exit 1; }
 	@test "$$(id -u)" = 0 || { echo "make lab makes network namespaces and needs root"; exit 1; }
 	$(PY) -m pytest -q -m "lab and not interop" --timeout 900 $(ARGS)
 	$(PY) -m flare lab matrix --nat both --expect --jobs 3

@@ -33,13 +33,17 @@ _MTU = 1500
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """One host. `public` is where the internet sees it, `local` its own address: the same without NAT."""
+    """One host. `public` is where the internet sees it, `local` its own address: the same without NAT.
+
+    `routers` are the kernel's before it, from the inside out.
+    """
 
     name: str
     kind: Kind
     namespace: Namespace
     public: str
     local: str
+    routers: tuple[Namespace, ...] = ()
 
 
 class Program:
@@ -172,6 +176,7 @@ class Lab:
         gateways = [f"10.{index}.0.1", *(f"100.64.{index}.{4 * n + 1}" for n in range(len(kind.routers) - 1))]
         outer = [*(f"100.64.{index}.{4 * n + 2}" for n in range(len(kind.routers) - 1)), public]
         local = f"10.{index}.0.2"
+        routers: tuple[Namespace, ...] = ()
         if self._make == "user":
             nats = [
                 Nat(config, address(wan), address(lan), seed=self._seed * 1000 + index * 10 + n)
@@ -179,8 +184,8 @@ class Lab:
             ]
             self._site(stack, name, namespace, local, public, nats)
         else:
-            self._kernel_routers(stack, name, kind, namespace, local, gateways, outer, nft)
-        self.hosts[name] = Host(name, kind, namespace, public, local)
+            routers = self._kernel_routers(stack, name, kind, namespace, local, gateways, outer, nft)
+        self.hosts[name] = Host(name, kind, namespace, public, local, routers)
 
     def _namespace(self, stack: ExitStack) -> Namespace:
         namespace = Namespace()
@@ -204,8 +209,9 @@ class Lab:
     def _kernel_routers(
         self, stack: ExitStack, name: str, kind: Kind, host: Namespace, local: str,
         gateways: list[str], outer: list[str], nft: str,
-    ) -> None:  # fmt: skip
+    ) -> tuple[Namespace, ...]:  # fmt: skip
         """Routers in namespaces of their own, cabled from the host outwards; the last one has the TUN."""
+        routers: list[Namespace] = []
         inner, inner_interface, inner_address = host, "eth0", local
         for n, config in enumerate(kind.routers):
             router = self._namespace(stack)
@@ -222,7 +228,9 @@ class Lab:
             for setting, value in kernel.sysctls(config).items():
                 router.sysctl(setting, value)
             inner, inner_interface, inner_address = router, "wan0", outer[n]
+            routers.append(router)
         self._site(stack, name, inner, outer[-1], outer[-1], [])
+        return tuple(routers)
 
     def _end_programs(self) -> None:
         """SIGTERM, two seconds to obey with the network still up, then SIGKILL."""

@@ -1,0 +1,194 @@
+"""Port mapping on a real router: Debian's miniupnpd on a kernel NAT of the lab, strangers coming in."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path as FilePath
+from typing import Any
+
+import pytest
+
+from flare.lab.fabric import Path
+from flare.lab.upnpd import MiniUpnpd
+from flare.lab.world import Lab, Program
+
+pytestmark = pytest.mark.lab
+
+PROGRAM = str(FilePath(__file__).parent / "port_node.py")
+ROOT = FilePath(__file__).parent.parent.parent
+ENV = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+PROTOCOLS = {
+    "PCP": "PCP",
+    "NAT-PMP": "NAT-PMP",
+    "UPnP": "UPnP IGD 2",
+}
+SHORT = ("min_lifetime=10", "max_lifetime=86400")  # seconds
+
+
+class Home:
+    """A host behind a home router whose daemon maps ports, a relay that sees it, and a stranger."""
+
+    def __init__(self, lab: Lab, daemon: MiniUpnpd, relay: str) -> None:
+        self.lab, self.daemon, self.relay = lab, daemon, relay
+        self.public = lab.hosts["host"].public
+
+    def map(self, *arguments: str, relay: bool = True) -> Program:
+        relays = [self.relay] if relay else []
+        return self.lab.spawn("host", [sys.executable, PROGRAM, "map", *arguments, *relays], env=ENV)
+
+    def wait(
+        self, program: Program, name: str, number: int = 1, *, seconds: float = 20, **fields: Any
+    ) -> dict[str, Any]:
+        """The event of that name and these fields, the `number`-th there is."""
+
+        def found() -> list[dict[str, Any]]:
+            return [e for e in program.events if e.get("event") == name and fields.items() <= e.items()]
+
+        self.lab.run(lambda: len(found()) >= number or program.done(), seconds)
+        assert len(found()) >= number, f"no {name} {number} with {fields} among {program.events}"
+        return found()[number - 1]
+
+    def mapped(self, program: Program, number: int = 1, **fields: Any) -> list[str]:
+        """The mapped addresses of TCP and QUIC."""
+        events = [
+            self.wait(
+                program,
+                "port-mapped",
+                number,
+                listener=f"/ip4/{self.lab.hosts['host'].local}/{tail}",
+                **fields,
+            )
+            for tail in ("tcp/4001", "udp/4001/quic-v1")
+        ]
+        return [event["external"] for event in events]
+
+    def dial(self, peer: str, *addrs: str) -> list[str]:
+        """The paths by which a stranger comes to these addresses; empty where it does not."""
+        targets = [f"{addr}/p2p/{peer}" for addr in addrs]
+        stranger = self.lab.spawn("stranger", [sys.executable, PROGRAM, "dial", *targets], env=ENV)
+        assert self.lab.run(stranger.done, 20 + 12 * len(addrs))
+        return [event["path"] for event in stranger.events if event["event"] == "dialled"]
+
+    def end(self, program: Program) -> None:
+        program.process.terminate()
+        assert self.lab.run(program.done, 10)
+
+    def forwards(self) -> bool:
+        return "dnat" in self.daemon.rules()
+
+
+@contextmanager
+def home(*options: str, kind: str = "port") -> Iterator[Home]:
+    hosts = {"host": kind, "relay": "none", "stranger": "none"}
+    with (
+        Lab(hosts, make="kernel", default=Path(delay=0.01)) as lab,
+        MiniUpnpd(lab.hosts["host"].routers[0], *SHORT, *options) as daemon,
+    ):
+        public = lab.hosts["relay"].public
+        relay = lab.spawn("relay", [sys.executable, PROGRAM, "server", public], env=ENV)
+        assert lab.run(lambda: relay.first("up") is not None, 30)
+        yield Home(lab, daemon, relay.events[0]["addr"])
+
+
+@pytest.mark.parametrize("only", PROTOCOLS)
+def test_each_protocol_maps_and_strangers_come_in_and_it_is_renewed_and_given_back(only: str) -> None:
+    with home() as scene:
+        host = scene.map("--only", only, "--lifetime", "10")
+        peer = scene.wait(host, "up")["peer"]
+        addrs = scene.mapped(host, protocol=PROTOCOLS[only])
+        assert addrs == [f"/ip4/{scene.public}/tcp/4001", f"/ip4/{scene.public}/udp/4001/quic-v1"]
+        assert scene.forwards()
+        assert scene.dial(peer, *addrs) == ["direct/tcp", "direct/quic-v1"]
+        assert scene.mapped(host, 2, protocol=PROTOCOLS[only]) == addrs, "renewed at half life"
+        assert scene.mapped(host, 3, protocol=PROTOCOLS[only]) == addrs
+        assert not host.first("port-mapping-lost")
+        scene.end(host)
+        assert host.first("closed")
+        assert not scene.forwards(), "nothing stays on the router"
+
+
+def test_igd_1() -> None:
+    with home("force_igd_desc_v1=yes") as scene:
+        host = scene.map("--only", "UPnP")
+        scene.mapped(host, protocol="UPnP IGD 1")
+        assert scene.forwards()
+        scene.end(host)
+        assert not scene.forwards()
+
+
+def test_the_best_of_all_three_maps() -> None:
+    with home() as scene:
+        host = scene.map()
+        scene.mapped(host, protocol="PCP")
+        scene.end(host)
+        assert not scene.forwards()
+
+
+@pytest.mark.parametrize(
+    ("options", "protocol"), [(("enable_upnp=no",), "PCP"), (("enable_natpmp=no",), "UPnP IGD 2")]
+)
+def test_with_what_the_router_has(options: tuple[str, ...], protocol: str) -> None:
+    with home(*options) as scene:
+        scene.mapped(scene.map(), protocol=protocol)
+
+
+def test_what_is_mapped_is_told_once_somebody_sees_us_at_that_ip() -> None:
+    with home() as scene:
+        host = scene.map()
+        addrs = scene.mapped(host)
+        scene.lab.run(lambda: set(addrs) <= set(host.events[-1].get("told", ())), 10)
+        assert set(addrs) <= set(host.events[-1]["told"])
+
+
+def test_autonat_finds_the_mapped_address_public() -> None:
+    with home() as scene:
+        host = scene.map("--autonat")
+        scene.wait(
+            host, "address-reachability", addr=f"/ip4/{scene.public}/tcp/4001", state="public", seconds=30
+        )
+        scene.wait(host, "reachability-changed", state="public")
+
+
+@pytest.mark.parametrize("only", PROTOCOLS)
+def test_a_daemon_that_restarts_is_asked_again(only: str) -> None:
+    with home() as scene:
+        # PCP and NAT-PMP hear it announce itself; for UPnP the mapping is looked at every few seconds
+        host = scene.map("--only", only, *(("--verify", "5") if only == "UPnP" else ()))
+        scene.mapped(host)
+        scene.daemon.stop()
+        assert not scene.forwards()
+        scene.daemon.start()
+        assert scene.lab.run(scene.forwards, 40), host.events
+
+
+def test_double_nat_that_the_router_hides() -> None:
+    with home("ext_ip=105.9.9.9", kind="cgn") as scene:
+        host = scene.map()
+        found = scene.wait(host, "double-nat-found")
+        assert f"others see us at {scene.public}" in found["reason"]
+        assert found["external"] == "105.9.9.9"
+        told = {addr for event in host.events for addr in event.get("told", ())}
+        assert not any("105.9.9.9" in addr for addr in told)
+
+
+def test_double_nat_that_the_router_knows_of() -> None:
+    with home(kind="cgn") as scene:
+        host = scene.map()
+        scene.wait(host, "port-mapping-failed")  # miniupnpd maps nothing at such an address, nor tells it
+        scene.wait(host, "double-nat-found", external="0.0.0.0")
+        found = [event["reason"] for event in host.events if event["event"] == "double-nat-found"]
+        assert found[-1].startswith("double NAT: the router has no address on the internet itself")
+        assert f"yet others see us at {scene.public}" in found[-1]
+        assert not scene.forwards()
+
+
+def test_no_daemon_at_all() -> None:
+    with home() as scene:
+        scene.daemon.stop()
+        host = scene.map()
+        failed = scene.wait(host, "port-mapping-failed", seconds=30)
+        assert failed["reason"].startswith("the router at 10.1.0.1 maps no ports: PCP: nobody listens")
+        assert scene.wait(host, "reservation-accepted"), "which kept it from nothing"
