@@ -161,10 +161,49 @@ class ReservationConfig:
     jitter: float = (
         0.1  # this share of each wait is left to chance, so that a relay's clients do not come at once
     )
-    backoff_first: float = 1.0  # after the first failure; doubles
-    backoff_max: float = 60.0
-    backoff_refused: float = 300.0  # doubles up to here when a relay refuses us
+    # A wait is drawn from all between these two, of which the second doubles: a relay that 1,000 clients lost
+    # in one moment gets 200 of them a second and not all at once (benchmarks/herd.py)
+    backoff_least: float = 0.1
+    backoff_first: float = 5.0
+    backoff_restart: float = 12.0  # up to here for as long as a restart may take,
+    restart: float = 300.0  # ... which is this; so all are back within 30 s of the relay
+    backoff_max: float = 60.0  # and then up to here
+    backoff_refused: float = 300.0  # or here when a relay refuses us
     steady: float = 60.0  # a reservation that held this long forgets earlier failures
+    hurry: float = 0.5  # a wait is at most this once our own network came back
+
+
+@dataclass(frozen=True, slots=True)
+class AutoRelayConfig:
+    """How relays are found, chosen and left (flare.nat.relay_choice)."""
+
+    wanted: int = 2  # reservations held
+    enough: int = 4  # candidates that could be tried now: with fewer, sources are asked
+    max_candidates: int = 64  # that are remembered: defends memory against sources that tell many
+    max_addrs: int = 8  # of one candidate
+    forget: float = 1800.0  # a candidate that no source told of for so long, and that is not held
+    ask_every: float = 30.0  # between two rounds of questions to the sources; doubles when nothing is new
+    ask_max: float = 1800.0
+    ask_timeout: float = 15.0  # for one source
+    probes: int = 4  # candidates dialled at once to learn their latency, when there is a choice
+    probe_timeout: float = 5.0  # dial and ping
+    probe_fresh: float = 600.0  # a measured latency is believed for so long
+    try_patience: float = 5.0  # a candidate that has not answered by then is not waited for alone
+    # After the loss of a relay another is looked for at a moment within `spread`, so that its clients do not
+    # all fall upon one other relay; `patience` later when another reservation is still held
+    spread: float = 5.0
+    patience: float = 5.0
+    rest_first: float = 30.0  # how long a candidate that failed is left alone; doubles
+    rest_refused: float = 300.0  # or that refused us
+    rest_max: float = 3600.0  # or that is no relay
+    ping_every: float = 15.0
+    ping_timeout: float = 5.0
+    ping_failures: int = 2  # in a row: the relay is dead
+    smoothing: float = 0.25  # the weight of a new measurement of latency
+    slow_factor: float = 2.0  # a relay is slow when another's latency is so many times less,
+    slow_margin: float = 0.1  # ... and it is better by so many seconds,
+    slow_for: float = 60.0  # ... for so long without a break
+    settle: float = 300.0  # between two moves because of latency
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +306,7 @@ class Config:
     punch: PunchConfig = field(default_factory=PunchConfig)
     reservation: ReservationConfig = field(default_factory=ReservationConfig)
     port_mapping: PortMappingConfig = field(default_factory=PortMappingConfig)
+    auto_relay: AutoRelayConfig = field(default_factory=AutoRelayConfig)
     data_threads: int = 0
     security: tuple[Security, ...] = (
         SECURITY  # of TCP and circuits: dials propose in this order, others are refused

@@ -168,9 +168,9 @@ class TestLoss:
             assert isinstance(lost, ReservationLost)
             assert lost.relay == RELAY.peer_id
             assert "connection to the relay was lost" in lost.reason
-            assert lost.retry_in == 1.0
+            assert lost.retry_in == CONFIG.backoff_first
             assert bench.client.addrs == ()
-            await asyncio.sleep(1.1)
+            await asyncio.sleep(CONFIG.backoff_first + 0.1)
             assert isinstance(bench.last(), ReservationAccepted)
             assert bench.client.addrs
 
@@ -179,19 +179,21 @@ class TestLoss:
         bench = Bench()
         bench.dial_error = DialFailed("relay")
         async with bench:
-            await asyncio.sleep(300)
+            await asyncio.sleep(1000)
             gaps = [round(b - a, 3) for a, b in zip(bench.dialled, bench.dialled[1:], strict=False)]
-            assert gaps[:8] == [1, 2, 4, 8, 16, 32, 60, 60]
+            assert gaps[:4] == [5, 10, 12, 12], "a restart is waited for closely"
+            assert gaps[-2:] == [60, 60], "and then it is none"
             assert all(isinstance(event, ReservationLost) for _, event in bench.events)
 
     @simulated
-    async def test_back_off_is_jittered_down_to_its_half(self) -> None:
-        bench = Bench(share=0)
-        bench.dial_error = DialFailed("relay")
-        async with bench:
-            await asyncio.sleep(20)
-            gaps = [round(b - a, 3) for a, b in zip(bench.dialled, bench.dialled[1:], strict=False)]
-            assert gaps[:4] == [0.5, 1, 2, 4]
+    async def test_back_off_is_drawn_from_all_of_it(self) -> None:
+        for share, expected in ((0.0, [0.1, 0.1, 0.1]), (0.5, [2.55, 5.05, 6.05])):
+            bench = Bench(share=share)
+            bench.dial_error = DialFailed("relay")
+            async with bench:
+                await asyncio.sleep(20)
+                gaps = [round(b - a, 3) for a, b in zip(bench.dialled, bench.dialled[1:], strict=False)]
+                assert gaps[:3] == expected
 
     @simulated
     async def test_a_relay_that_refuses_is_left_alone_for_longer(self) -> None:
@@ -209,7 +211,7 @@ class TestLoss:
             for _ in range(200):
                 await asyncio.sleep(1)
                 bench.connection.abort()
-            assert len(bench.dialled) < 12
+            assert len(bench.dialled) < 20
 
     @simulated
     async def test_failures_are_forgotten_once_it_held_for_a_while(self) -> None:
@@ -222,7 +224,7 @@ class TestLoss:
             assert isinstance(bench.last(), ReservationAccepted)
             bench.connection.abort()
             await asyncio.sleep(0.001)
-            assert bench.last().retry_in == 1.0
+            assert bench.last().retry_in == CONFIG.backoff_first
 
     @simulated
     async def test_a_relay_that_is_removed_is_left(self) -> None:
@@ -231,3 +233,63 @@ class TestLoss:
             await asyncio.sleep(10_000)
             assert len(bench.reserved) == 1
             assert bench.client.relays == ()
+
+    @simulated
+    async def test_each_failure_is_told_and_whether_the_place_is_held_in_spite_of_it(self) -> None:
+        bench = Bench(ttl=1200)
+        told: list[tuple[float, str, bool]] = []
+        bench.client.add(AT, on_trouble=lambda error, held: told.append((now(), str(error), held)))
+        async with bench:
+            bench.reserve_error = ReservationRefused("draining")
+            await asyncio.sleep(903)
+            assert told == [(900.0, "draining", True)]
+            bench.connection.abort()
+            await asyncio.sleep(0.1)
+            assert told[1:] == [(903.001, "the connection to the relay was lost: closed", False)]
+
+    @simulated
+    async def test_a_relay_may_have_a_dial_of_its_own(self) -> None:
+        bench = Bench()
+        dialled: list[Multiaddr] = []
+
+        async def dial(relay: Multiaddr) -> End:
+            dialled.append(relay)
+            return await bench._dial(relay)
+
+        bench.client.add(AT, dial=dial)  # type: ignore[arg-type]
+        async with bench:
+            assert dialled == [AT]
+            assert bench.client.addrs
+
+
+class TestHurry:
+    """Our own network has changed."""
+
+    @simulated
+    async def test_who_waits_to_try_again_does_so_in_a_moment(self) -> None:
+        bench = Bench()
+        bench.dial_error = DialFailed("relay")
+        async with bench:
+            await asyncio.sleep(900)
+            before = len(bench.dialled)
+            bench.dial_error = None
+            bench.client.hurry()
+            await asyncio.sleep(CONFIG.hurry + 0.1)
+            assert len(bench.dialled) == before + 1
+            assert isinstance(bench.last(), ReservationAccepted)
+
+    @simulated
+    async def test_what_is_held_is_refreshed_at_once_but_not_again_and_again(self) -> None:
+        async with Bench() as bench:
+            await asyncio.sleep(100)
+            bench.client.hurry()
+            await asyncio.sleep(1)
+            assert [round(at) for at in bench.reserved] == [0, 100]
+            for _ in range(20):
+                bench.client.hurry()
+                await asyncio.sleep(0.5)
+            assert len(bench.reserved) == 2
+            await asyncio.sleep(10)
+            bench.client.hurry()
+            await asyncio.sleep(1)
+            assert len(bench.reserved) == 3

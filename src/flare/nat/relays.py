@@ -7,6 +7,9 @@ One task per relay, straight down:
 `expire` counts on the relay's clock, which may be off. Ours decides when to refresh: at 3/4 of what is left
 by our clock or two minutes before its end, whichever is sooner, and never later than half an hour. A relay
 whose clock runs so far behind that its reservations seem over already is refreshed at that half hour too.
+
+A relay that restarts loses all its clients in one moment. So each waits for a time drawn from all of an
+interval that doubles, the first attempt too: they come back in a stream, at a rate that the relay can bear.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flare.config import ReservationConfig, Timeouts
-from flare.errors import FlareError, RelayRefused
+from flare.errors import ConnectionClosed, FlareError, NoReservation, RelayRefused
 from flare.events import ReservationAccepted, ReservationLost
 from flare.protocols.relay import reserve as reserve_protocol
 from flare.protocols.relay.reserve import RelayReservation
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("flare.nat.relays")
 
+OnTrouble = Callable[[FlareError, bool], None]
+Dial = Callable[[Multiaddr], Awaitable["Connection"]]
+
 
 @dataclass(frozen=True, slots=True)
 class _Place:
@@ -39,6 +45,7 @@ class _Place:
 
     reservation: RelayReservation
     connection: Connection
+    since: float  # of the last refresh, Unix seconds
 
 
 class RelayClient:
@@ -52,7 +59,7 @@ class RelayClient:
         self,
         *,
         local_peer: PeerId,
-        dial: Callable[[Multiaddr], Awaitable[Connection]],
+        dial: Dial,
         on_event: Callable[[ReservationAccepted | ReservationLost], None] = lambda event: None,
         on_change: Callable[[], None] = lambda: None,
         reserve: Callable[..., Awaitable[RelayReservation]] = reserve_protocol.reserve,
@@ -72,12 +79,23 @@ class RelayClient:
         self._uniform = uniform
         self._tasks: dict[Multiaddr, asyncio.Task[None]] = {}
         self._places: dict[Multiaddr, _Place] = {}
+        self._hurry = asyncio.Event()
 
-    def add(self, relay: Multiaddr) -> None:
-        """Keep a reservation on `relay` (an address with /p2p) from now on."""
+    def add(
+        self,
+        relay: Multiaddr,
+        *,
+        dial: Dial | None = None,
+        on_trouble: OnTrouble = lambda error, held: None,
+    ) -> None:
+        """Keep a reservation on `relay` (an address with /p2p) from now on.
+
+        `dial` gives a connection to this one. `on_trouble` gets each failure, and whether the reservation is
+        held in spite of it.
+        """
         if relay not in self._tasks:
             self._tasks[relay] = asyncio.get_running_loop().create_task(
-                self._keep(relay), name=f"relay {relay}"
+                self._keep(relay, dial or self._dial, on_trouble), name=f"relay {relay}"
             )
 
     async def remove(self, relay: Multiaddr) -> None:
@@ -90,6 +108,11 @@ class RelayClient:
     async def close(self) -> None:
         """Keep none anywhere."""
         await asyncio.gather(*(self.remove(relay) for relay in list(self._tasks)))
+
+    def hurry(self) -> None:
+        """Our own network has changed: whoever waits to try again does so now."""
+        self._hurry.set()
+        self._hurry = asyncio.Event()
 
     @property
     def relays(self) -> tuple[Multiaddr, ...]:
@@ -125,45 +148,57 @@ class RelayClient:
 
     # -- one relay
 
-    async def _keep(self, relay: Multiaddr) -> None:
+    async def _keep(self, relay: Multiaddr, dial: Dial, on_trouble: OnTrouble) -> None:
         failures = 0
+        lost_at = self._unix()
         while True:
             held_since: float | None = None
-            refused = False
             try:
-                connection = await self._dial(relay)
+                connection = await dial(relay)
                 await self._renew(relay, connection)
                 held_since = self._unix()
-                reason = await self._hold(relay, connection)
-            except FlareError as error:
-                refused = isinstance(error, RelayRefused)
-                reason = str(error)
+                error = await self._hold(relay, connection, on_trouble)
+            except FlareError as failure:
+                error = failure
             finally:
                 self._withdraw(relay)
-            steady = held_since is not None and self._unix() - held_since >= self._config.steady
+            if held_since is not None:
+                lost_at = self._unix()
+            steady = held_since is not None and lost_at - held_since >= self._config.steady
             failures = 1 if steady else failures + 1
-            delay = self._backoff(failures, refused=refused)
-            self._on_event(ReservationLost(relay.peer_id, reason, delay))
-            log.info("no reservation on %s: %s; trying again in %.1f s", relay, reason, delay)
-            await asyncio.sleep(delay)
+            delay = self._backoff(failures, lost_at, refused=isinstance(error, RelayRefused))
+            self._on_event(ReservationLost(relay.peer_id, str(error), delay))
+            on_trouble(error, False)
+            log.info("no reservation on %s: %s; trying again in %.1f s", relay, error, delay)
+            await self._wait(delay)
 
-    async def _hold(self, relay: Multiaddr, connection: Connection) -> str:
+    async def _hold(self, relay: Multiaddr, connection: Connection, on_trouble: OnTrouble) -> FlareError:
         """Refresh for as long as that works; returns why it no longer does."""
-        failures = 0
+        failures, refused = 0, False
         while True:
             place = self._places[relay]
-            left = place.reservation.expires - self._unix()
-            delay = self.refresh_after(left) if not failures else self._backoff(failures, refused=False)
-            if await self._closed_within(connection, delay):
-                return f"the connection to the relay was lost: {connection.close_reason or 'closed'}"
+            now = self._unix()
+            left = place.reservation.expires - now
+            delay = self.refresh_after(left)
+            if failures:
+                delay = min(self._backoff(failures, now, refused=refused), max(left, 1.0))
+            hurry = self._hurry
+            if await self._closed_within(connection, delay, hurry):
+                return ConnectionClosed(
+                    f"the connection to the relay was lost: {connection.close_reason or 'closed'}"
+                )
+            if hurry.is_set() and self._unix() - place.since < self._config.refresh_at_least:
+                continue  # however often the network changes
             try:
                 await self._renew(relay, connection)
                 failures = 0
             except FlareError as error:
                 failures += 1
+                refused = isinstance(error, RelayRefused)
                 over = self._unix() >= place.reservation.expires
-                if over or (isinstance(error, RelayRefused) and not self._worth_retrying(place)):
-                    return f"the reservation could not be refreshed: {error}"
+                if over or (refused and not self._worth_retrying(place)):
+                    return NoReservation(f"the reservation could not be refreshed: {error}")
+                on_trouble(error, True)
 
     def _worth_retrying(self, place: _Place) -> bool:
         return place.reservation.expires - self._unix() > self._config.backoff_max
@@ -171,7 +206,7 @@ class RelayClient:
     async def _renew(self, relay: Multiaddr, connection: Connection) -> None:
         before = self.addrs
         reservation = await self._reserve(connection, timeout=self._timeouts.relay_message)
-        self._places[relay] = _Place(reservation, connection)
+        self._places[relay] = _Place(reservation, connection, self._unix())
         addrs = tuple(dict.fromkeys(self._circuit_addrs(relay, reservation)))
         self._on_event(ReservationAccepted(reservation.relay, reservation.expires, addrs, reservation.limit))
         if self.addrs != before:
@@ -181,13 +216,16 @@ class RelayClient:
         if self._places.pop(relay, None) is not None:
             self._on_change()
 
-    async def _closed_within(self, connection: Connection, seconds: float) -> bool:
+    async def _closed_within(self, connection: Connection, seconds: float, hurry: asyncio.Event) -> bool:
+        """Whether it closed; else `seconds` are over, or somebody is in a hurry."""
+        closed = asyncio.ensure_future(connection.wait_closed())
+        hurried = asyncio.ensure_future(hurry.wait())
         try:
-            async with asyncio.timeout(seconds):
-                await connection.wait_closed()
-        except TimeoutError:
+            await asyncio.wait((closed, hurried), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             return connection.closed
-        return True
+        finally:
+            closed.cancel()
+            hurried.cancel()
 
     # -- times
 
@@ -203,8 +241,24 @@ class RelayClient:
         wait = max(config.refresh_at_least, min(wait, config.refresh_at_most))
         return wait * self._uniform(1 - config.jitter, 1)
 
-    def _backoff(self, failures: int, *, refused: bool) -> float:
+    def _backoff(self, failures: int, since: float, *, refused: bool) -> float:
+        """Seconds to wait after so many failures in a row, the place being lost `since`."""
         config = self._config
-        longest = config.backoff_refused if refused else config.backoff_max
-        base = min(longest, config.backoff_first * 2.0 ** min(failures - 1, 30))
-        return self._uniform(base / 2, base)
+        if refused:
+            longest = config.backoff_refused
+        elif self._unix() - since < config.restart:
+            longest = config.backoff_restart
+        else:
+            longest = config.backoff_max
+        most = min(longest, config.backoff_first * 2.0 ** min(failures - 1, 30))
+        return self._uniform(min(config.backoff_least, most), most)
+
+    async def _wait(self, delay: float) -> None:
+        """Wait for `delay` seconds, or for a moment once somebody is in a hurry."""
+        hurry = self._hurry
+        try:
+            async with asyncio.timeout(delay):
+                await hurry.wait()
+                await asyncio.sleep(self._uniform(0, self._config.hurry))
+        except TimeoutError:
+            pass
