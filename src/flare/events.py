@@ -159,6 +159,34 @@ class DoubleNatFound:
 
 
 @dataclass(frozen=True, slots=True)
+class RelayChosen:
+    """AutoRelay holds a place on this relay, which `source` told of; `latency` in seconds."""
+
+    relay: PeerId
+    source: str
+    latency: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RelayDropped:
+    """AutoRelay keeps no place on this relay any more; `reason` is a sentence."""
+
+    relay: PeerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkChanged:
+    """Our own addresses or routes are others, or the machine was suspended: `reason` says which.
+
+    Connections from the addresses that are `gone` are checked, and reservations made anew where they fail.
+    """
+
+    reason: str
+    gone: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class PunchStarted:
     """The two peers begin to open a direct connection. `role` is "initiator" or "responder" of DCUtR."""
 
@@ -242,6 +270,9 @@ Event = (
     | PortMappingLost
     | PortMappingFailed
     | DoubleNatFound
+    | RelayChosen
+    | RelayDropped
+    | NetworkChanged
     | PunchStarted
     | PlainDialFailed
     | PunchSucceeded

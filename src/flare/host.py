@@ -28,12 +28,13 @@ from .events import (
 )
 from .host_dialling import Address, Dialling, whom_and_where
 from .host_events import EventHub
+from .host_network import HostNetwork
 from .nat.foresight import Foresight
 from .nat.observed import ObservedAddresses
 from .nat.port_look import PortLook
 from .nat.punch import HolePuncher
 from .nat.reachability import Reachability, Reachable
-from .nat.relays import RelayClient
+from .nat.relays import Dial, OnTrouble, RelayClient
 from .peer_book import PeerBook
 from .protocols import identify, ping
 from .protocols.exchange import last_words, within
@@ -150,7 +151,7 @@ class Host:
             self.identity,
             self.config,
             on_connection=self._adopt,
-            direct_to=self._direct_to,
+            direct_to=self.direct_to,
             is_public=self.is_public,
         )
         self._observed = ObservedAddresses(
@@ -166,6 +167,7 @@ class Host:
             timeouts=self.config.timeouts,
         )
         self._puncher = self._make_puncher() if self._punch else None
+        self._network = HostNetwork(self, look_again=self._look_again, hurry=self._relays.hurry)
         self._open = True
         try:
             await self._start_listening()
@@ -174,7 +176,8 @@ class Host:
             raise
         self._register_own_protocols()
         for relay in self._relay_addrs:
-            self._relays.add(relay)
+            self.keep_place(relay, trusted=True)
+        self._network.start()
         self._told = self.addrs
         self._events.emit(Listening(self.peer_id, self._told))
 
@@ -188,7 +191,7 @@ class Host:
             mapping=self._observed.worst_mapping,
             foresight=self._foresight(),
             dial=self._dialling.plainly,
-            direct_to=self._direct_to,
+            direct_to=self.direct_to,
             on_connection=self._adopt,
             on_event=self._events.emit,
             config=self.config,
@@ -231,8 +234,6 @@ class Host:
         )
         own(identify.PROTOCOL, self._serve_identify, allow_limited=True, price=1, at_once=8)
         own(identify.PUSH_PROTOCOL, self._serve_identify_push, allow_limited=True, price=16, at_once=2)
-        if self._relay_addrs:
-            own(stop.PROTOCOL, self._serve_stop)
         if self._puncher is not None:
             self._puncher.register(self.handlers)
 
@@ -244,6 +245,7 @@ class Host:
         for question in self._questions:
             question.cancel()
         self._questions.clear()
+        await self._network.close()
         await self._relays.close()
         if self._puncher is not None:
             await self._puncher.close()
@@ -413,14 +415,36 @@ class Host:
 
     def _ways(self, peer: PeerId) -> list[Multiaddr]:
         """Where to look for a peer that was named without an address: where it was met, and on our relays."""
-        own = [relay for relay in self._relay_addrs if relay.peer_id == peer]
-        circuits = [
-            relay / f"/p2p-circuit/p2p/{peer}" for relay in self._relay_addrs if relay.peer_id != peer
-        ]
+        relays = self._relays.relays
+        own = [relay for relay in relays if relay.peer_id == peer]
+        circuits = [relay / f"/p2p-circuit/p2p/{peer}" for relay in relays if relay.peer_id != peer]
         return [*own, *self.peers.get(peer).addrs, *circuits]
 
-    def _direct_to(self, peer: PeerId) -> Connection | None:
+    def direct_to(self, peer: PeerId) -> Connection | None:
+        """The best direct connection to a peer, if there is one."""
         return next((c for c in self.connections_to(peer) if not c.is_relayed), None)
+
+    # -- places on relays
+
+    def keep_place(
+        self,
+        relay: Multiaddr,
+        *,
+        dial: Dial | None = None,
+        on_trouble: OnTrouble = lambda error, held: None,
+        trusted: bool = False,
+    ) -> None:
+        """Keep a reservation on a relay from now on, as on those of `relays` (for AutoRelay)."""
+        if trusted and relay.peer_id is not None:
+            self._trusted.add(relay.peer_id)
+        if stop.PROTOCOL not in self.handlers.protocols:
+            self.handlers.add(stop.PROTOCOL, self._serve_stop)
+        self._relays.add(relay, dial=dial, on_trouble=on_trouble)
+
+    @property
+    def places(self) -> RelayClient:
+        """What keeps the reservations on relays."""
+        return self._relays
 
     # -- connections come and go
 
@@ -437,7 +461,7 @@ class Host:
         self._connections[peer].append(connection)
         connection.upgrader = self._puncher
         connection.serve(self.handlers)
-        direct = self._direct_to(peer)
+        direct = self.direct_to(peer)
         for other in self._connections[peer]:
             if other.is_relayed:
                 other.successor = direct
@@ -549,6 +573,10 @@ class Host:
             ReachabilityChanged(state.value) if addr is None else AddressReachability(addr, state.value)
         )
 
+    def _look_again(self) -> None:
+        self._tcp.look_again()
+        self._addrs_changed()
+
     def _addrs_changed(self) -> None:
         addrs = self.addrs
         if not self._open or addrs == self._told:
@@ -556,6 +584,10 @@ class Host:
         self._told = addrs
         self._record_seq += 1
         self._events.emit(AddressesChanged(addrs))
+        self.tell()
+
+    def tell(self) -> None:
+        """Tell everybody who is connected, and wants to know, what has changed of us (identify push)."""
         for connection in self.connections:
             if not connection.is_limited:
                 self.spawn(self._push(connection), f"identify push to {connection.remote_peer}")

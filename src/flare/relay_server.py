@@ -94,8 +94,13 @@ class RelayServer:
     async def drain(self, timeout: float | None = None) -> int:
         """Take on nothing new and wait till the last circuit is over; after `timeout` end those left over.
 
-        Returns how many those were. The default timeout is Timeouts.relay_drain; 0 does not wait.
+        Peers are told at once that this is no relay any more (identify push), so that those with reservations
+        find another. Returns how many circuits were left over. The default timeout is Timeouts.relay_drain; 0
+        does not wait.
         """
+        self._serving.refuse()
+        self.host.handlers.hide(PROTOCOL)
+        self.host.tell()
         return await self._serving.drain(timeout)
 
     @property

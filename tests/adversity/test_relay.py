@@ -295,7 +295,7 @@ class TestLosses:
     async def test_the_target_is_gone(self) -> None:
         async with relayed() as there, Host(listen=[], punch=False) as dialler:
             connection = await dialler.connect(there.addr)
-            there.listener._direct_to(there.relay.peer_id).abort()  # type: ignore[union-attr]
+            there.listener.direct_to(there.relay.peer_id).abort()  # type: ignore[union-attr]
             async with asyncio.timeout(SLACK):
                 await connection.wait_closed()
             assert isinstance(connection.close_reason, FlareError)

@@ -47,6 +47,7 @@ class StreamHandlers:
     def __init__(self) -> None:
         self._handlers: dict[str, tuple[StreamHandler, bool]] = {}
         self._terms: dict[str, tuple[float, int]] = {}
+        self._hidden: set[str] = set()
         self.negotiating = 0  # streams of all connections that these handlers serve
 
     def add(
@@ -74,6 +75,11 @@ class StreamHandlers:
         """Answer it no more. Streams that are open go on."""
         self._handlers.pop(protocol, None)
         self._terms.pop(protocol, None)
+        self._hidden.discard(protocol)
+
+    def hide(self, protocol: str) -> None:
+        """Answer it on, and tell nobody any more that it is spoken here."""
+        self._hidden.add(protocol)
 
     def find(self, protocol: str, *, limited: bool) -> StreamHandler | None:
         """The handler of `protocol`; None without one, or when the connection is `limited` and it may not."""
@@ -86,8 +92,8 @@ class StreamHandlers:
 
     @property
     def protocols(self) -> tuple[str, ...]:
-        """All that have a handler, in the order they were added."""
-        return tuple(self._handlers)
+        """Those to tell others, in the order they were added."""
+        return tuple(name for name in self._handlers if name not in self._hidden)
 
 
 class Upgrader(Protocol):

@@ -153,6 +153,10 @@ class TcpTransport:
             self._listened = now, tuple(addr for listener in self.listeners for addr in listener.addrs)
         return self._listened[1]
 
+    def look_again(self) -> None:
+        """The interfaces' addresses have changed."""
+        self._listened = None
+
     def forget(self, listener: Listener) -> None:
         """It listens no more."""
         self.listeners.remove(listener)

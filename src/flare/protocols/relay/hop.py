@@ -155,12 +155,16 @@ class HopService:
             circuit.source, source.remote_addr, circuit.target
         ) and self._acl.allow_reserve(circuit.target, target.remote_addr)
 
+    def refuse(self) -> None:
+        """Take on nothing new from now on."""
+        self._draining = True
+
     async def drain(self, timeout: float | None = None) -> int:
         """Take on nothing new and wait till the last circuit is over; after `timeout` end those left over.
 
         Returns how many those were. The default timeout is Timeouts.relay_drain, 0 does not wait.
         """
-        self._draining = True
+        self.refuse()
         seconds = self._timeouts.relay_drain if timeout is None else timeout
         if self.book.circuits and seconds > 0:
             self._idle.clear()
