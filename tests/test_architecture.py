@@ -11,7 +11,17 @@ SRC = Path(__file__).parent.parent / "src" / "flare"
 
 ORDER = ["_core", "wire", "transport", "protocols", "nat", "host", "watch", "cli"]
 LEAVES = {"errors", "events", "config", "version", "__init__"}
-HOST_ROOM = {"host", "host_dialling", "host_events", "peer_book", "relay_server", "auto_nat", "port_mapper"}
+HOST_ROOM = {
+    "host",
+    "host_dialling",
+    "host_events",
+    "peer_book",
+    "relay_server",
+    "auto_nat",
+    "auto_relay",
+    "host_network",
+    "port_mapper",
+}
 
 
 def room_of(parts: tuple[str, ...]) -> str:

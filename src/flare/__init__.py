@@ -4,7 +4,9 @@ Relays introduce peers, hole punching gets them direct, over libp2p's own protoc
 """
 
 from .auto_nat import AutoNat
+from .auto_relay import AutoRelay
 from .config import (
+    AutoRelayConfig,
     Config,
     HostLimits,
     MuxLimits,
@@ -46,6 +48,8 @@ from .wire.peer_id import PeerId
 __all__ = [
     "AccessList",
     "AutoNat",
+    "AutoRelay",
+    "AutoRelayConfig",
     "Config",
     "Connection",
     "ConnectionClosed",
