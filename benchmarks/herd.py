@@ -13,6 +13,7 @@ from dataclasses import replace
 from flare.lab.herd import CAPACITY, Outcome, Scenario, run
 
 SCENARIOS = {
+    "one relay, back at once": Scenario(relays=1, wanted=1, down=0),
     "one relay, back after 1 s": Scenario(relays=1, wanted=1, down=1),
     "one relay, back after 5 s": Scenario(relays=1, wanted=1, down=5),
     "one relay, back after 30 s": Scenario(relays=1, wanted=1, down=30),
@@ -21,8 +22,10 @@ SCENARIOS = {
     "three relays, two held": Scenario(relays=3),
     "three relays, one held": Scenario(relays=3, wanted=1),
     "its machine dies silently for 30 s": Scenario(relays=1, wanted=1, down=30, silent=True),
-    "250 sites of four clients": Scenario(relays=1, wanted=1, sites=250),
-    "without the spread (a wait of at most 1 s)": Scenario(relays=1, wanted=1, down=1, first_wait=1.0),
+    "its clients are four at each of 250 addresses": Scenario(relays=1, wanted=1, sites=250),
+    "one relay, back at once, if the first wait were 1 s": Scenario(
+        relays=1, wanted=1, down=0, first_wait=1.0
+    ),
 }
 
 

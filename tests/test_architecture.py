@@ -21,6 +21,7 @@ HOST_ROOM = {
     "auto_relay",
     "host_network",
     "port_mapper",
+    "host_places",
 }
 
 

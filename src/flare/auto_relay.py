@@ -82,6 +82,7 @@ class AutoRelay:
         if self._unsubscribe is not None:
             raise UsageError("this AutoRelay is running already")
         _ = self.host.engine  # UsageError before the host has started
+        self._public = self.host.reachability.node is Reachable.PUBLIC
         self._unsubscribe = self.host.on_event(self._hear)
         self._tasks.start(self._follow(), "auto relay follows reachability")
         return self
@@ -195,10 +196,10 @@ class _Hands:
         return others or any(other.relay == peer for other in self._host.connections)
 
     def keep(self, relay: Multiaddr, dial: Dial, on_trouble: OnTrouble, *, trusted: bool) -> None:
-        self._host.keep_place(relay, dial=dial, on_trouble=on_trouble, trusted=trusted)
+        self._host.places.keep(relay, dial=dial, on_trouble=on_trouble, trusted=trusted)
 
     async def leave(self, relay: Multiaddr, *, hang_up: bool) -> None:
-        await self._host.places.remove(relay)
+        await self._host.places.leave(relay)
         connection = self._host.direct_to(relay.peer_id) if relay.peer_id is not None else None
         if hang_up and connection is not None:
             await self.release(connection)

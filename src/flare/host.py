@@ -29,17 +29,15 @@ from .events import (
 from .host_dialling import Address, Dialling, whom_and_where
 from .host_events import EventHub
 from .host_network import HostNetwork
+from .host_places import Places
 from .nat.foresight import Foresight
 from .nat.observed import ObservedAddresses
 from .nat.port_look import PortLook
 from .nat.punch import HolePuncher
 from .nat.reachability import Reachability, Reachable
-from .nat.relays import Dial, OnTrouble, RelayClient
 from .peer_book import PeerBook
 from .protocols import identify, ping
 from .protocols.exchange import last_words, within
-from .protocols.relay import stop
-from .transport import circuit
 from .transport.admission import Admission
 from .transport.ask import Question
 from .transport.connection import Connection, StreamHandlers
@@ -109,9 +107,8 @@ class Host:
         self.reachability = Reachability(on_change=self._reachable)  # Unknown until an AutoNat runs on it
         self._connections: dict[PeerId, list[Connection]] = {}
         self._tasks = Tasks()
-        self._trusted = {
-            relay.peer_id for relay in self._relay_addrs
-        }  # their word on our address is believed at once
+        # their word on our address is believed at once
+        self._trusted = {relay.peer_id for relay in self._relay_addrs if relay.peer_id is not None}
         self._closed_hooks: list[Callable[[Connection], None]] = []
         self._record_seq = time.time_ns() // 1_000_000  # grows over restarts too, as signed records must
         self._told: tuple[Multiaddr, ...] = ()
@@ -158,16 +155,19 @@ class Host:
             listeners=lambda: self.listen_addrs,
             trusted=self._trusted.__contains__,
         )
-        self._relays = RelayClient(
-            local_peer=self.peer_id,
+        self.places = Places(
+            self.identity,
+            self._engine,
+            self.config,
+            self.handlers,
             dial=self._dialling.relay,
+            trusted=self._trusted,
             on_event=self._events.emit,
             on_change=self._addrs_changed,
-            config=self.config.reservation,
-            timeouts=self.config.timeouts,
+            on_connection=self._adopt,
         )
         self._puncher = self._make_puncher() if self._punch else None
-        self._network = HostNetwork(self, look_again=self._look_again, hurry=self._relays.hurry)
+        self._network = HostNetwork(self, look_again=self._look_again, hurry=self.places.hurry)
         self._open = True
         try:
             await self._start_listening()
@@ -176,7 +176,7 @@ class Host:
             raise
         self._register_own_protocols()
         for relay in self._relay_addrs:
-            self.keep_place(relay, trusted=True)
+            self.places.keep(relay)
         self._network.start()
         self._told = self.addrs
         self._events.emit(Listening(self.peer_id, self._told))
@@ -246,7 +246,7 @@ class Host:
             question.cancel()
         self._questions.clear()
         await self._network.close()
-        await self._relays.close()
+        await self.places.close()
         if self._puncher is not None:
             await self._puncher.close()
         await self._dialling.close()
@@ -301,7 +301,7 @@ class Host:
         """
         if not self._started:
             return ()
-        parts = (*self._announce, *self._mapped[1], *self.listen_addrs, *self._relays.addrs)
+        parts = (*self._announce, *self._mapped[1], *self.listen_addrs, *self.places.addrs)
         if parts != self._addrs[0]:  # which is asked for each connection
             self._addrs = parts, tuple(dict.fromkeys(parts))
         return self._addrs[1]
@@ -398,7 +398,10 @@ class Host:
         peer, addrs = whom_and_where(targets)
         if peer == self.peer_id:
             raise UsageError(f"{peer} is this host itself")
-        self._trusted.update(addr.relay.peer_id for addr in addrs if addr.relay is not None)
+        relays = (addr.relay for addr in addrs)
+        self._trusted |= {
+            relay.peer_id for relay in relays if relay is not None and relay.peer_id is not None
+        }
         if peer is not None:
             open_already = self.connections_to(peer)
             if open_already and (not open_already[0].is_relayed or all(addr.is_circuit for addr in addrs)):
@@ -415,7 +418,7 @@ class Host:
 
     def _ways(self, peer: PeerId) -> list[Multiaddr]:
         """Where to look for a peer that was named without an address: where it was met, and on our relays."""
-        relays = self._relays.relays
+        relays = self.places.relays
         own = [relay for relay in relays if relay.peer_id == peer]
         circuits = [relay / f"/p2p-circuit/p2p/{peer}" for relay in relays if relay.peer_id != peer]
         return [*own, *self.peers.get(peer).addrs, *circuits]
@@ -423,28 +426,6 @@ class Host:
     def direct_to(self, peer: PeerId) -> Connection | None:
         """The best direct connection to a peer, if there is one."""
         return next((c for c in self.connections_to(peer) if not c.is_relayed), None)
-
-    # -- places on relays
-
-    def keep_place(
-        self,
-        relay: Multiaddr,
-        *,
-        dial: Dial | None = None,
-        on_trouble: OnTrouble = lambda error, held: None,
-        trusted: bool = False,
-    ) -> None:
-        """Keep a reservation on a relay from now on, as on those of `relays` (for AutoRelay)."""
-        if trusted and relay.peer_id is not None:
-            self._trusted.add(relay.peer_id)
-        if stop.PROTOCOL not in self.handlers.protocols:
-            self.handlers.add(stop.PROTOCOL, self._serve_stop)
-        self._relays.add(relay, dial=dial, on_trouble=on_trouble)
-
-    @property
-    def places(self) -> RelayClient:
-        """What keeps the reservations on relays."""
-        return self._relays
 
     # -- connections come and go
 
@@ -543,24 +524,6 @@ class Host:
     async def _serve_identify_push(self, stream: Stream) -> None:
         message = await identify.receive(stream, timeout=self.config.timeouts.identify)
         self._learn(stream.connection, message, pushed=True)
-
-    async def _serve_stop(self, stream: Stream) -> None:
-        """A relay brings somebody (circuit-v2.md, "Stop protocol"). Only relays that we reserved on may."""
-        relay = stream.connection.remote_peer
-        if not self._relays.knows(relay):
-            await stop.refuse(stream, timeout=self.config.timeouts.relay_message)
-            return
-        incoming = await stop.accept(stream, timeout=self.config.timeouts.relay_message)
-        connection = await circuit.secure(
-            incoming.stream,
-            self.identity,
-            self._engine,
-            initiator=False,
-            expected_peer=incoming.peer,
-            limit=incoming.limit,
-            config=self.config,
-        )
-        self._adopt(connection)
 
     def _punch_addrs(self) -> Sequence[Multiaddr]:
         """Our addresses that a peer may aim at when punching; loopback only when there is nothing else."""

@@ -8,8 +8,11 @@ import pytest
 
 from flare.lab.herd import CAPACITY, Outcome, Scenario, peak, run
 
-
-QUARTER: dict[str, Any] = {"clients": 250, "sites": 250, "capacity": CAPACITY / 4}  # the same, and sooner done
+QUARTER: dict[str, Any] = {
+    "clients": 250,
+    "sites": 250,
+    "capacity": CAPACITY / 4,
+}  # as much for each
 
 
 def bearable(outcome: Outcome) -> None:

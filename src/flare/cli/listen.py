@@ -8,17 +8,22 @@ import time
 from contextlib import AsyncExitStack
 
 from ..auto_nat import AutoNat
+from ..auto_relay import AutoRelay
 from ..config import Config
 from ..events import (
+    AddressesChanged,
     AddressReachability,
     ConnectionLost,
     ConnectionOpened,
     Event,
     NatBehaviourChanged,
+    NetworkChanged,
     PunchGaveUp,
     PunchStarted,
     PunchSucceeded,
     ReachabilityChanged,
+    RelayChosen,
+    RelayDropped,
     ReservationAccepted,
     ReservationLost,
 )
@@ -48,6 +53,20 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="append",
         default=[],
         help="relay to reserve on, may be given again",
+    )
+    parser.add_argument(
+        "--auto-relay",
+        action="store_true",
+        help="hold places on the best two of the relays that are found, for as long as strangers cannot dial "
+        "this host: those of --relay and --relay-source, and connected peers that relay",
+    )
+    parser.add_argument(
+        "--relay-source",
+        metavar="SOURCE",
+        action="append",
+        default=[],
+        help="where to find relays, with --auto-relay implied: /dnsaddr/NAME, the URL of a delegated routing "
+        "service, or a relay's address",
     )
     parser.add_argument(
         "--listen",
@@ -80,13 +99,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _listen(args: argparse.Namespace, out: Output) -> int:
+    finds = args.auto_relay or bool(args.relay_source)
+
     async def main(stop: asyncio.Event) -> int:
         began = time.monotonic()
         async with (
             Host(
                 identity=identity_from(args.identity),
                 listen=args.listen,
-                relays=args.relay,
+                relays=() if finds else args.relay,
                 punch=not args.no_punch,
                 config=Config(security=args.security),
             ) as host,
@@ -101,16 +122,37 @@ def _listen(args: argparse.Namespace, out: Output) -> int:
             )
             told: dict[PeerId, list[str]] = {}
             host.on_event(lambda event: _show(out, event, told))
-            if args.reachability:
+            if args.reachability or finds:
                 nat = await more.enter_async_context(AutoNat(host, serve=False))
+            if args.reachability:
                 host.on_event(lambda event: _show_reachability(out, event, nat, time.monotonic() - began))
             if args.map_ports:
                 host.on_event(MappedPorts(out).show)
                 await more.enter_async_context(PortMapper(host))
+            if finds:
+                host.on_event(lambda event: _show_relays(out, event))
+                await more.enter_async_context(AutoRelay(host, [*args.relay, *args.relay_source]))
             await stop.wait()
         return 0
 
     return run_until_signal(main, out)
+
+
+def _show_relays(out: Output, event: Event) -> None:
+    match event:
+        case RelayChosen(relay, source, latency):
+            away = "" if latency is None else f", {latency * 1000:.0f} ms away"
+            out.fact(
+                "relay-chosen",
+                f"chose relay {relay.short()} from {source}{away}",
+                relay=relay,
+                source=source,
+                latency=None if latency is None else round(latency, 4),
+            )
+        case RelayDropped(relay, reason):
+            out.fact("relay-dropped", f"left relay {relay.short()}: {reason}", relay=relay, reason=reason)
+        case _:
+            pass
 
 
 def _show_reachability(out: Output, event: Event, nat: AutoNat, seconds: float) -> None:
@@ -160,6 +202,10 @@ def _show(out: Output, event: Event, told: dict[PeerId, list[str]]) -> None:
                 reason=reason,
                 retry_in=round(retry_in, 3),
             )
+        case NetworkChanged(reason, gone):
+            out.fact("network", f"{reason}: checking connections", reason=reason, gone=gone)
+        case AddressesChanged(changed):
+            out.fact("addresses", None, addrs=[str(addr) for addr in changed])
         case ConnectionOpened(peer, addr, path, True, _):
             out.fact("connection", f"{peer.short()} is here, {path}", peer=peer, addr=addr, path=path)
         case ConnectionLost(peer, addr, path, reason):

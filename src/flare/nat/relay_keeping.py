@@ -116,7 +116,6 @@ class RelayKeeping:
         if peer not in self._kept or not self.choice.accepted(peer, limit, self._clock()):
             return
         self._watched[peer] = self._tasks.start(self._watch(peer), f"latency of relay {peer}")
-        self._news.set()
 
     def drains(self, peer: PeerId) -> None:
         """A relay says that it relays no longer."""
