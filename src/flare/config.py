@@ -38,7 +38,7 @@ class Timeouts:
     relay_drain: float = 25.0  # circuits that run when a relay is to end: less than what Kubernetes waits
     dcutr_message: float = 10.0  # one DCUtR message
     autonat: float = 30.0  # a dial-back request, either role (v1 waits out its dial even when it failed)
-    dial_back: float = 10.0  # the dial of an AutoNAT server
+    dial_back: float = 6.0  # the dial of an AutoNAT server: rust-libp2p's client waits 10 for all of it
     dial_back_message: float = 5.0  # the nonce, or its answer
     hairpin: float = 2.0  # a dial to our own outside address
     punch: float = 5.0  # one hole-punch attempt, after its SYNC

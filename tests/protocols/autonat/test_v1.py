@@ -12,6 +12,7 @@ from flare.protocols.autonat.dialling import DialBacks
 from flare.protocols.autonat.limiter import DialBackLimiter, DialBackLimits
 from flare.protocols.autonat.v1_client import NodeVerdict, ask
 from flare.protocols.autonat.v1_server import MAX_ADDRS, V1Server
+from flare.protocols.exchange import TIMEOUTS
 from flare.transport.stream import Stream
 from flare.wire.autonat_messages import (
     DialResponseV1,
@@ -68,7 +69,7 @@ async def test_a_reachable_node() -> None:
 async def test_a_failure_takes_as_long_as_a_time_out() -> None:
     scene = Scene()
     assert (await scene.ask(LISTEN)).reachable is False
-    assert 10 <= now() < 10.5
+    assert TIMEOUTS.dial_back <= now() < TIMEOUTS.dial_back + 0.5
 
 
 @simulated

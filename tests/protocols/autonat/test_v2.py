@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import Any
 
@@ -12,7 +13,7 @@ from flare.protocols.autonat import DATA_FIRST, DATA_LAST, DIAL_BACK_PROTOCOL, D
 from flare.protocols.autonat.dialling import DialBacks
 from flare.protocols.autonat.limiter import DialBackLimiter, DialBackLimits
 from flare.protocols.autonat.v2_client import DialBackClient, Verdict
-from flare.protocols.autonat.v2_server import LEAST_PIECE, DialBackServer
+from flare.protocols.autonat.v2_server import HERD_WAIT, LEAST_PIECE, DialBackServer
 from flare.transport.stream import Stream
 from flare.wire.autonat_messages import (
     DialBack,
@@ -41,6 +42,7 @@ class Scene:
         self.alice, self.bob = linked(ALICE, BOB, latency=latency)
         self.latency = latency
         self.home: Multiaddr | None = Multiaddr("/ip4/192.168.1.2/tcp/4001")
+        self.drops = False
         self.client = DialBackClient()
         self.dialled: list[Multiaddr] = []
         self.server = DialBackServer(
@@ -57,6 +59,8 @@ class Scene:
     async def dial(self, addr: Multiaddr, peer: PeerId) -> Any:
         assert peer == ALICE.peer_id
         self.dialled.append(addr)
+        if self.drops:
+            await asyncio.sleep(3600)
         if self.home is None:
             raise NetworkError("nobody home")
         server, alice = linked(SERVER, ALICE, latency=self.latency)
@@ -85,6 +89,15 @@ async def test_an_address_where_nobody_is() -> None:
     scene = Scene()
     scene.home = None
     assert (await scene.check()).reachable is False
+
+
+@simulated
+async def test_a_dial_that_a_nat_drops_is_told_of_before_rust_libp2p_gives_up() -> None:
+    """Its client waits ten seconds for a whole request; a foreign IP takes some of them first."""
+    scene = Scene()
+    scene.drops = True
+    assert (await scene.check()).reachable is False
+    assert now() + HERD_WAIT < 9.5
 
 
 @simulated
