@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import flare
-from flare.events import AddressReachability, NatBehaviourChanged, PortMapped, ReachabilityChanged
+from flare.events import (
+    AddressReachability,
+    NatBehaviourChanged,
+    PeerIdentified,
+    PortMapped,
+    ReachabilityChanged,
+)
 from flare.nat.behaviour import Filtering, Mapping
-from flare.nat.reachability import Reachable
+from flare.nat.reachability import Reachable, Weighing
 from flare.protocols.autonat import DIAL_BACK_PROTOCOL, DIAL_PROTOCOL, V1_PROTOCOL, v1_client
 from flare.protocols.autonat.v2_client import DialBackClient
 from flare.wire.multiaddr import Multiaddr
@@ -105,6 +112,21 @@ async def test_it_may_serve_and_ask_nothing() -> None:
             connection = await client.connect(server.full_addrs[0])
             assert (await v1_client.ask(connection, client.addrs)).reachable is True
         assert DIAL_PROTOCOL not in server.handlers.protocols
+
+
+@aio
+async def test_a_server_that_dialled_us_back_as_itself_and_serves_nobody_there_is_still_asked() -> None:
+    """rust-libp2p takes requests only on connections that it accepted, and tells of them only there."""
+    async with node(2) as server, flare.AutoNat(server), node(3, relays=[server.full_addrs[0]]) as client:
+        seen = Seen(client)
+        async with flare.AutoNat(client, serve=False, weighing=Weighing(recheck=0.2)) as nat:
+            await seen.first(AddressReachability)
+            async with node(4, identity=server.identity) as dialling:
+                await dialling.connect(client.full_addrs[0])
+                await seen.first(PeerIdentified, lambda event: not event.dialled)
+                since = time.monotonic()
+                while not any(word.at > since for word in nat.verdicts[0].words):  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
 
 
 def over_quic(number: int, **how: Any) -> flare.Host:

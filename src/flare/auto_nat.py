@@ -194,7 +194,7 @@ class AutoNat:
         """Each costs the same however many connections there are."""
         if isinstance(event, PeerIdentified):
             observed = self.host.observed_addrs
-            if self._is_server(event.peer, event.protocols) or observed != self._observed:
+            if self._identified(event) or observed != self._observed:
                 self._news.set()
         elif isinstance(event, ConnectionOpened | ConnectionLost):
             if not event.addr.is_circuit:
@@ -212,6 +212,14 @@ class AutoNat:
                 self.reachability.anew(event.external)
                 self._news.set()
 
+    def _identified(self, event: PeerIdentified) -> bool:
+        """Whether that is news. rust-libp2p takes requests on connections that we dialled alone, and tells of
+        them there: what it tells when it has dialled us back is not what it does."""
+        asked = self._direct(event.peer)
+        if not event.dialled and event.peer in self._servers and asked is not None and asked.initiator:
+            return False
+        return self._is_server(event.peer, event.protocols)
+
     def _is_server(self, peer: PeerId, protocols: Iterable[str]) -> bool:
         """Whether that is news."""
         if DIAL_PROTOCOL in protocols and (connection := self._direct(peer)) is not None:
@@ -220,7 +228,9 @@ class AutoNat:
         return bool(protocols) and self._servers.discard(peer)
 
     def _direct(self, peer: PeerId) -> Connection | None:
-        return next((c for c in self.host.connections_to(peer) if not c.is_relayed), None)
+        """The connection to ask on: one that we dialled, if there is one."""
+        direct = [c for c in self.host.connections_to(peer) if not c.is_relayed]
+        return next((c for c in direct if c.initiator), direct[0] if direct else None)
 
     def _contacted(self, addr: Multiaddr) -> None:
         self._contacts[str(addr.ip)] = time.monotonic()

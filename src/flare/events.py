@@ -86,13 +86,17 @@ class ConnectionLost:
 
 @dataclass(frozen=True, slots=True)
 class PeerIdentified:
-    """Identify told what the peer runs and speaks; `pushed` when we had not asked."""
+    """Identify told what the peer runs and speaks; `pushed` when we had not asked.
+
+    `dialled`: on a connection that we dialled. What rust-libp2p serves depends on who dialled whom.
+    """
 
     peer: PeerId
     agent: str
     protocols: tuple[str, ...]
     observed: Multiaddr | None
     pushed: bool = False
+    dialled: bool = True
 
 
 @dataclass(frozen=True, slots=True)

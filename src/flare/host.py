@@ -504,7 +504,8 @@ class Host:
         )
         self._observed.record(connection, learned.observed)
         protocols = known.protocols if learned.protocols else ()
-        self._events.emit(PeerIdentified(peer, learned.agent or "", protocols, learned.observed, pushed))
+        told = learned.agent or "", protocols, learned.observed, pushed, connection.initiator
+        self._events.emit(PeerIdentified(peer, *told))
 
     # -- what we tell
 
