@@ -71,6 +71,7 @@ class Looking:
         self._clock = clock
         self._last: dict[str, _Last] = {}
         self._since: dict[str, float] = {}  # when there was a vantage point first
+        self._possible: set[str] = set()  # what there is a vantage point for now
         self._running: dict[str, asyncio.Task[None]] = {}
         self._turn = asyncio.Lock()
         self._tasks = Tasks()
@@ -87,7 +88,11 @@ class Looking:
         """Look from `vantages`, the best first, if there is reason to; `seen_at` are our IPs as others see
         them."""
         chosen = tuple(vantages[:ENOUGH])
-        if not chosen or not self._reason(transport, chosen, seen_at):
+        if not chosen:
+            self._possible.discard(transport)
+            return
+        self._possible.add(transport)
+        if not self._reason(transport, chosen, seen_at):
             return
         if (running := self._running.get(transport)) is not None:
             running.cancel()
@@ -99,9 +104,14 @@ class Looking:
         )
 
     def next_due(self) -> float | None:
-        """When the next look is due of itself, on the clock; None before there is a vantage point."""
-        first = [at + SECOND for name, at in self._since.items() if name not in self._last]
-        return min((*first, *(self._again(transport) for transport in self._last)), default=None)
+        """When the next look is due of itself, on the clock; None while there is no vantage point."""
+        return min(
+            (
+                self._again(name) if name in self._last else self._since[name] + SECOND
+                for name in self._possible
+            ),
+            default=None,
+        )
 
     def words(self, transport: str) -> tuple[Word, ...]:
         """What those who were kept out say about every port of ours behind this NAT."""
