@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+import sys
 import time
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from flare.config import PunchConfig, Timeouts
 from flare.errors import PunchFailed
 from flare.nat import quic_punch
-from flare.nat.birthday import PROBE, Search
+from flare.nat.birthday import OWN_NAT, PROBE, Search
 from flare.nat.prediction import Part
 from flare.nat.quic_punch import NOISE, REFLEXIVE, PunchRace, QuicPunch
 from flare.protocols.dcutr import CLIENT, SERVER
@@ -28,6 +29,7 @@ from tests.support.quic_nodes import QuicNode
 
 SHORT = replace(Timeouts(), punch=0.5)
 MS = 1_000_000
+IP_RECVTTL = 12  # Linux's, which Python does not name
 
 
 def bare(node: QuicNode) -> Multiaddr:
@@ -123,6 +125,37 @@ class TestQuicPunch:
                 assert not any(data[0] & 0xC0 for data, _ in heard)
                 with pytest.raises(PunchFailed):
                     await punching
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="how Linux tells")
+    @aio
+    async def test_before_it_may_begin_it_knocks_with_packets_that_die_on_the_way(self) -> None:
+        """A NAT that took the peer's first packet for its own would show ours under another port."""
+        async with QuicNode() as b:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as nat:
+                nat.settimeout(20)
+                nat.bind(("127.0.0.1", 0))
+                nat.setsockopt(socket.IPPROTO_IP, IP_RECVTTL, 1)
+                there = Multiaddr(f"/ip4/127.0.0.1/udp/{nat.getsockname()[1]}/quic-v1")
+                begins = time.monotonic_ns() + 100 * MS
+                punching = asyncio.ensure_future(
+                    QuicPunch(b.quic, timeouts=SHORT)(ALICE.peer_id, [there], begins, role=SERVER, rtt_ns=MS)
+                )
+                ttls = [await asyncio.to_thread(ttl_of_next, nat) for _ in range(2)]
+                assert ttls[0] == OWN_NAT
+                assert ttls[1] > 30
+                punching.cancel()
+                await asyncio.wait([punching])
+
+    @aio
+    async def test_it_cannot_knock_where_there_is_no_way(self) -> None:
+        async with QuicNode() as a:
+            punch = QuicPunch(a.quic)
+            for addr in (
+                "/ip4/255.255.255.255/udp/9/quic-v1",
+                "/ip6/2001:db8::1/udp/9/quic-v1",
+                "/ip4/1.2.3.4",
+            ):
+                punch.knock([Multiaddr(addr)])
 
     @aio
     async def test_what_comes_just_before_the_end_is_not_lost(self) -> None:
@@ -333,6 +366,12 @@ class Made:
         self.closed = True
 
 
+def ttl_of_next(sock: socket.socket) -> int:
+    """With how many hops left the next datagram came."""
+    _, ((_, _, data),), _, _ = sock.recvmsg(2048, 64)
+    return int.from_bytes(data, sys.byteorder)
+
+
 class Fake:
     """A punch that takes `seconds` and then has a connection, or fails."""
 
@@ -409,6 +448,12 @@ class TestRace:
         assert tcp.addrs == []
         with pytest.raises(PunchFailed):
             await race(tcp, quic, CLIENT, Multiaddr("/ip4/1.2.3.4/udp/1"))
+
+    @aio
+    async def test_whoever_expects_the_peer_knocks_over_quic(self) -> None:
+        knocks: list[Multiaddr] = []
+        with PunchRace(None, None, knock=knocks.extend).expect(ALICE.peer_id, [TCP, QUIC]):
+            assert knocks == [QUIC]
 
     @aio
     async def test_a_search_is_quics(self) -> None:

@@ -130,7 +130,8 @@ class HolePuncher:
                 if quic is not None
                 else None
             )
-            punch = self._own_punch = PunchRace(tcp_punch, quic_punch)
+            knock = quic_punch.knock if quic_punch is not None else None
+            punch = self._own_punch = PunchRace(tcp_punch, quic_punch, knock=knock)
         self._raw_punch = punch
         self._own_addrs = own_addrs
         self._peer_addrs = peer_addrs

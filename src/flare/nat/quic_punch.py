@@ -10,6 +10,10 @@ A NAT may show a side under a port that nobody could tell. So noise that comes t
 of one of the server's IPs is a place to dial too. Where it is known that the one side has such a NAT, and the
 other has not, a `Search` begins a little later in the same punch (flare.nat.birthday): the socket that it
 finds serves the connection for as long as that lives.
+
+Some NATs take a packet that comes before they have sent there for their own, and give our own packets
+another port then (`-acc`, docs/lab.md). So both sides knock before either can begin: what they send dies on
+the way, past their own NAT and before the other's.
 """
 
 from __future__ import annotations
@@ -21,12 +25,12 @@ import random
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flare.config import PunchConfig, Timeouts
 from flare.errors import FlareError, PunchFailed
-from flare.nat.birthday import Opener, ProbeBudget, Search, Sockets, send_probes
+from flare.nat.birthday import OWN_NAT, Opener, ProbeBudget, Search, Sockets, send_probes
 from flare.nat.prediction import Part
 from flare.nat.simultaneous import SETTLE, TcpPunch
 from flare.protocols.dcutr import CLIENT
@@ -110,6 +114,14 @@ class QuicPunch:
         finally:
             await race.stop()
 
+    def knock(self, addrs: Sequence[Multiaddr]) -> None:
+        """Open our NAT towards the peer's `addrs`, with packets that do not get there."""
+        for addr in addrs:
+            if addr.ip is None or addr.port is None:
+                continue
+            with suppress(OSError):
+                self.quic.socket_for(addr.ip).send_near((str(addr.ip), addr.port), _noise(), OWN_NAT)
+
     def _turn_away(self, peer: PeerId, kept: Connection) -> None:
         """Close what else comes from the peer for LINGER, as long as the connection that is kept is open."""
         with ExitStack() as stack:
@@ -118,6 +130,12 @@ class QuicPunch:
         timer = asyncio.get_running_loop().call_later(LINGER, lingering.close)
         lingering.callback(timer.cancel)
         kept.add_close_callback(lambda _: lingering.close())
+
+
+def _noise() -> bytes:
+    noise = bytearray(os.urandom(NOISE))
+    noise[0] &= 0x3F  # no QUIC packet begins so (RFC 9000, 17)
+    return bytes(noise)
 
 
 def _surplus(connection: Connection) -> None:
@@ -150,7 +168,9 @@ class _Race:
         end = loop.time() + ahead + self._punch.timeouts.punch
         with ExitStack() as stack:
             stack.enter_context(self._punch.quic.expect_peer(self._peer, self._came))
-            await asyncio.sleep(ahead)
+            if ahead:
+                self._punch.knock(addrs)
+                await asyncio.sleep(ahead)
             for addr in addrs:
                 self._try(addr, stack)
             if search is not None:
@@ -213,9 +233,7 @@ class _Race:
     async def _noise(self, socket: UdpSocket, remote: Address) -> None:
         pause = FIRST_PAUSE
         while not socket.closed:
-            noise = bytearray(os.urandom(NOISE))
-            noise[0] &= 0x3F  # no QUIC packet begins so (RFC 9000, 17)
-            socket.send_raw(remote, bytes(noise))
+            socket.send_raw(remote, _noise())
             await asyncio.sleep(self._punch.chance.uniform(FIRST_PAUSE, pause))
             pause = min(2 * pause, LAST_PAUSE)
 
@@ -294,11 +312,21 @@ Punching = Callable[..., Awaitable["Connection"]]
 
 
 class PunchRace:
-    """Both transports at once: the first good connection wins, the other is given up."""
+    """Both transports at once: the first good connection wins, the other is given up.
 
-    def __init__(self, tcp: TcpPunch | None, quic: Punching | None) -> None:
+    `knock` opens our NAT for QUIC (QuicPunch.knock).
+    """
+
+    def __init__(
+        self,
+        tcp: TcpPunch | None,
+        quic: Punching | None,
+        *,
+        knock: Callable[[Sequence[Multiaddr]], None] | None = None,
+    ) -> None:
         self._tcp = tcp
         self._quic = quic
+        self._knock = knock
 
     @property
     def transports(self) -> frozenset[str]:
@@ -309,11 +337,16 @@ class PunchRace:
 
     @contextmanager
     def expect(self, peer: PeerId, addrs: Sequence[Multiaddr]) -> Iterator[None]:
-        """Within the block, what comes over TCP from `addrs` before the punch waits for it."""
+        """Within the block, what comes over TCP from `addrs` before the punch waits for it.
+
+        Over QUIC it knocks: when our CONNECT has left, the peer may begin.
+        """
         tcp = [addr for addr in addrs if addr.transport == "tcp"]
         with ExitStack() as stack:
             if self._tcp is not None and tcp:
                 stack.enter_context(self._tcp.expect(peer, tcp))
+            if self._knock is not None:
+                self._knock([addr for addr in addrs if addr.transport == "quic-v1"])
             yield
 
     def close(self) -> None:

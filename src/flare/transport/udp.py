@@ -37,6 +37,7 @@ _MTU_DISCOVER: Final = {  # never fragment, and leave path MTUs to us
     socket.AF_INET6: (socket.IPPROTO_IPV6, 23),
 }
 _PMTUDISC_PROBE: Final = 3
+_HOPS: Final = {4: (socket.IPPROTO_IP, socket.IP_TTL), 6: (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)}
 _SHORTEST_LINGER: Final = 0.3
 _LONGEST_LINGER: Final = 3.0
 
@@ -198,6 +199,17 @@ class UdpSocket:
     def send_raw(self, remote: Address, data: bytes) -> None:
         """Send a datagram as it is: a punch. UsageError when `remote` is no IP address and port."""
         self.send([(data, remote)])
+
+    def send_near(self, remote: Address, data: bytes, hops: int) -> None:
+        """Send a datagram that lives for `hops` hops; one that cannot be sent is lost."""
+        level, option = _HOPS[self.ip.version]
+        with contextlib.suppress(OSError):
+            usual = self.sock.getsockopt(level, option)
+            self.sock.setsockopt(level, option, hops)
+            try:
+                self.sock.sendto(data, remote[:2])
+            finally:
+                self.sock.setsockopt(level, option, usual)
 
     # Sessions
 
