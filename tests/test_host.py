@@ -91,6 +91,21 @@ class TestConnecting:
             assert await server.connect(client.peer_id) is server.connections[0]
 
     @aio
+    async def test_a_further_connection_over_another_transport(self) -> None:
+        both = [LOOPBACK, "/ip4/127.0.0.1/udp/0/quic-v1"]
+        async with flare.Host(listen=both) as server, flare.Host(listen=both) as client:
+            quic_addr, tcp_addr = server.full_addrs
+            first = await client.connect(tcp_addr)
+            assert await client.connect(quic_addr) is first
+            second = await client.dial(quic_addr)
+            assert (first.path, second.path) == ("direct/tcp", "direct/quic-v1")
+            assert set(client.connections_to(server.peer_id)) == {first, second}
+            with pytest.raises(PeerMismatch):
+                await client.dial(Multiaddr(str(server.addrs[0])).with_peer(NOBODY))
+        with pytest.raises(UsageError, match="is not running"):
+            await client.dial(tcp_addr)
+
+    @aio
     async def test_simultaneous_connects_share_one_dial(self) -> None:
         async with host() as server, host() as client:
             found = await asyncio.gather(*(client.connect(*server.full_addrs) for _ in range(10)))

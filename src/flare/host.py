@@ -416,6 +416,15 @@ class Host:
                 raise
             raise TimedOut(f"dialling {peer or addrs[0]}", limit) from None
 
+    async def dial(self, addr: Address) -> Connection:
+        """A further connection, to just this address, whatever is open to its peer already.
+
+        So a peer can be seen over each of its transports. NetworkError, TimedOut, PeerMismatch.
+        """
+        if not self._open:
+            raise UsageError("this host is not running: use it as `async with Host(...) as host`")
+        return await self._dialling.anew(Multiaddr(addr))
+
     def _ways(self, peer: PeerId) -> list[Multiaddr]:
         """Where to look for a peer that was named without an address: where it was met, and on our relays."""
         relays = self.places.relays

@@ -112,6 +112,12 @@ class Dialling:
         # never joined with a dial that may go through a relay: that one could be waiting for this
         return existing or await self.connect(peer, [relay], key=("relay", peer))
 
+    async def anew(self, addr: Multiaddr) -> Connection:
+        """A further connection to `addr`, whatever is open to its peer, from the port that we listen on."""
+        connection = await self._address(addr, addr.peer_id)
+        self._on_connection(connection)
+        return connection
+
     async def plainly(self, addr: Multiaddr, peer: PeerId) -> Connection:
         """For the hole puncher:
 
