@@ -19,7 +19,7 @@ from flare.lab.namespace import become_able
 from flare.lab.narrate import Narrator
 from flare.lab.trace import Capture, Tracer
 
-from . import lab_reach
+from . import lab_check, lab_reach
 
 MAX_JOBS = 16
 
@@ -37,7 +37,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def add_subcommands(parser: argparse.ArgumentParser) -> None:
-    """`run`, `matrix` and `reach`, on a parser of any program."""
+    """`run`, `matrix`, `reach` and `check`, on a parser of any program."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     kinds = "; ".join(f"{kind.name}: {kind.title}" for kind in KINDS.values())
     one = actions.add_parser(
@@ -80,6 +80,7 @@ def add_subcommands(parser: argparse.ArgumentParser) -> None:
     )
     _add_common(many)
     lab_reach.add_parser(actions, _jobs)
+    lab_check.add_parser(actions)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -125,6 +126,7 @@ def run(args: argparse.Namespace) -> int:
         "run": _run,
         "matrix": _matrix,
         "reach": lab_reach.run,
+        "check": lab_check.run,
     }[args.action]
     with _interruptible():
         return action(args)

@@ -47,13 +47,14 @@ class Host:
 
 
 class Program:
-    """A program on a host; the JSON lines of its standard output become `events`, other lines are ignored."""
+    """A program on a host: the `lines` of its standard output, of which the JSON objects are `events`."""
 
     def __init__(
         self, host: str, process: subprocess.Popen[bytes], on_event: Callable[[dict[str, Any]], None]
     ) -> None:
         self.host = host
         self.process = process
+        self.lines: list[str] = []
         self.events: list[dict[str, Any]] = []
         self.output_ended = False
         self._on_event = on_event
@@ -63,6 +64,7 @@ class Program:
         """Take what it printed."""
         *lines, self._partial = (self._partial + data).split(b"\n")
         for line in lines:
+            self.lines.append(line.decode(errors="replace"))
             try:
                 event = json.loads(line)
             except ValueError:
