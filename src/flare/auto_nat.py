@@ -142,6 +142,11 @@ class AutoNat:
         found = self._looking.behaviours if self._looking is not None else {}
         return {name: Behaviour(name) for name in ("tcp", "udp")} | found
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is being found out now: a look at the NAT, or a dial-back."""
+        return bool(len(self._tasks)) or (self._looking is not None and self._looking.busy)
+
     # -- the server
 
     def _start_server(self) -> None:

@@ -1,8 +1,8 @@
-"""The flare command: `flare id | relay | listen | connect | ping | status | lab`, one module each.
+"""The flare command: `flare id | relay | listen | connect | ping | check | status | lab`, one module each.
 
 Every command has `--json`: one JSON object per line on stdout, logs on stderr. The exit code is 0 only when
 what was asked for happened, 1 when it did not, 2 when the command line was wrong, and 130 when a signal came
-before the end of what has one.
+before the end of what has one. The verdicts of `check` have codes of their own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..version import __version__
 from .common import add_verbose
 from .output import Output
 
-COMMANDS = ("id", "relay", "listen", "connect", "ping", "status", "lab")
+COMMANDS = ("id", "relay", "listen", "connect", "ping", "check", "status", "lab")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -80,6 +80,11 @@ class Looking:
         """End the looks that are under way."""
         await self._tasks.cancel()
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything is looked at now."""
+        return bool(self._running)
+
     def running(self, transport: str) -> bool:
         """Whether it is looked at now."""
         return transport in self._running
