@@ -185,9 +185,13 @@ class _Hands:
     def connection(self, peer: PeerId) -> Connection | None:
         return self._host.direct_to(peer)
 
-    async def release(self, connection: Connection) -> None:
-        if connection in self._made and not self._used(connection):
-            await connection.close()
+    async def release(self, connection: Connection) -> bool:
+        if connection not in self._made or connection.closed:
+            return True
+        if self._used(connection):
+            return False
+        await connection.close()
+        return True
 
     def _used(self, connection: Connection) -> bool:
         """Circuits run through it, or somebody has a stream open on it."""

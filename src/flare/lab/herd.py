@@ -260,8 +260,9 @@ class Client:
     def connection(self, peer: PeerId) -> End | None:
         return self.ends.get(peer)
 
-    async def release(self, connection: End) -> None:
+    async def release(self, connection: End) -> bool:
         await connection.close()
+        return True
 
     def keep(self, relay: Multiaddr, dial: Dial, on_trouble: OnTrouble, *, trusted: bool) -> None:
         self.client.add(relay, dial=dial, on_trouble=on_trouble)

@@ -7,7 +7,7 @@ import socket
 import struct
 from ipaddress import IPv4Interface
 
-_NEWLINK, _NEWADDR, _NEWROUTE = 16, 20, 24
+_NEWLINK, _NEWADDR, _DELADDR, _NEWROUTE = 16, 20, 21, 24
 _REQUEST, _ACK, _EXCL, _CREATE = 1, 4, 0x200, 0x400
 _ERROR = 2
 _IFF_UP = 1
@@ -47,13 +47,20 @@ def set_up(interface: str, mtu: int = 0) -> None:
 
 def add_address(interface: str, text: str) -> None:
     """Give an interface an address, as in "10.1.0.2/24"."""
+    _request(_NEWADDR, _CREATE | _EXCL, _address(interface, text))
+
+
+def remove_address(interface: str, text: str) -> None:
+    """Take an address from an interface; with its last one its routes go too."""
+    _request(_DELADDR, 0, _address(interface, text))
+
+
+def _address(interface: str, text: str) -> bytes:
     index = socket.if_nametoindex(interface)
     value = IPv4Interface(text)
     packed = value.ip.packed
     header = struct.pack("=BBBBi", socket.AF_INET, value.network.prefixlen, 0, 0, index)
-    _request(
-        _NEWADDR, _CREATE | _EXCL, header + _attribute(_IFA_LOCAL, packed) + _attribute(_IFA_ADDRESS, packed)
-    )
+    return header + _attribute(_IFA_LOCAL, packed) + _attribute(_IFA_ADDRESS, packed)
 
 
 def add_default_route(interface: str, gateway: str = "") -> None:

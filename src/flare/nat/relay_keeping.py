@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from flare.config import AutoRelayConfig
 from flare.errors import FlareError, PermissionDenied, ProtocolNotSupported, ProtocolViolation, RelayRefused
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("flare.nat.relays")
 
+RELEASES: Final = (1.0, 30.0, 300.0)  # seconds before each try to close what a probe has opened
+
 
 class RelayHost(Protocol):
     """What a host does for us."""
@@ -43,8 +45,8 @@ class RelayHost(Protocol):
         """The direct connection to a relay, if there is one."""
         ...
 
-    async def release(self, connection: Connection) -> None:
-        """Close a connection that `connect` made, if nobody else uses it."""
+    async def release(self, connection: Connection) -> bool:
+        """Close a connection that `connect` made, unless somebody else uses it; whether that is done with."""
         ...
 
     def keep(self, relay: Multiaddr, dial: Dial, on_trouble: OnTrouble, *, trusted: bool) -> None:
@@ -176,9 +178,10 @@ class RelayKeeping:
         self._news.set()
         if connection is not None and not had:
             # if it is the one, it will be asked for a place at once: then its connection is wanted
-            await asyncio.sleep(1.0)
-            if peer not in self._kept:
-                await self._host.release(connection)
+            for pause in RELEASES:
+                await asyncio.sleep(pause)
+                if peer in self._kept or await self._host.release(connection):
+                    return
 
     def _attempt(self, candidate: Candidate) -> None:
         """Have a place asked for, and kept from then on."""
