@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import flare
 from flare.errors import DialFailed
-from flare.events import PlainDialFailed, PunchGaveUp, PunchStarted, PunchSucceeded
+from flare.events import PlainDialFailed, PunchGaveUp, PunchStarted, PunchSucceeded, ReachabilityChanged
 from tests.support.aio import aio, eventually
 from tests.support.loopback import echo, host, relay
 from tests.watch.client import get
@@ -51,6 +51,17 @@ IDENTIFY = {
     "libp2p_identify_addrs_received_bucket": ("histogram", {"le"}),
 }
 
+AUTORELAY = {
+    "libp2p_autorelay_status": ("gauge", set()),
+    "libp2p_autorelay_desired_reservations": ("gauge", set()),
+    "libp2p_autorelay_reservations_opened_total": ("counter", set()),
+    "libp2p_autorelay_reservations_closed_total": ("counter", set()),
+    "libp2p_autorelay_reservation_requests_outcome_total": ("counter", {"request_type", "outcome"}),
+    "libp2p_autorelay_relay_addresses_updated_total": ("counter", set()),
+    "libp2p_autorelay_relay_addresses_count": ("gauge", set()),
+    "libp2p_autorelay_candidates_total": ("counter", {"type"}),
+    "libp2p_autorelay_candidates_circuit_v2_support_total": ("counter", {"support"}),
+}
 
 TCP4 = flare.Multiaddr("/ip4/192.0.2.1/tcp/4001")
 TCP6 = flare.Multiaddr("/ip6/2001:db8::1/tcp/4001")
@@ -218,3 +229,45 @@ async def test_each_data_thread_has_its_engine() -> None:
         assert sum(sent.values()) > found.value("libp2p_relaysvc_data_transferred_bytes_total") > 200_000
         assert sum(found.series["flare_engine_splices"].values()) == 1
         assert (await get(status, "/")).status == 200
+
+
+@aio
+async def test_auto_relay() -> None:
+    async with (
+        relay() as (one, _),
+        relay(flare.RelayLimits(max_reservations=0)) as (full, _),
+        host() as plain,
+        host() as ours,
+        flare.AutoRelay(ours, [at.full_addrs[0] for at in (one, full, plain)]) as auto,
+        flare.StatusServer(ours, ANYWHERE, auto_relay=auto) as status,
+    ):
+        counters = auto.keeping.counters
+        await eventually(
+            lambda: auto.relays and counters.no_relays and len(counters.outcomes) == 3, timeout=15
+        )
+        found = await scrape(status)
+        for name, (kind, labels) in AUTORELAY.items():
+            assert name in found.series, f"no {name}"
+            assert found.types[name] == kind, name
+            assert {key for key, _ in next(iter(found.series[name]))} == labels, name
+        name = "libp2p_autorelay"
+        assert found.value(f"{name}_status") == 1
+        assert found.value(f"{name}_desired_reservations") == 2
+        assert found.value(f"{name}_reservations_opened_total") == 1
+        assert found.value(f"{name}_reservations_closed_total") == 0
+        outcomes = f"{name}_reservation_requests_outcome_total"
+        assert found.value(outcomes, request_type="new", outcome="success") == 1
+        assert found.value(outcomes, request_type="refresh", outcome="success") == 0
+        assert found.value(outcomes, request_type="new", outcome="reservation refused") >= 1
+        assert found.value(outcomes, request_type="new", outcome="err other") >= 1
+        assert found.value(f"{name}_relay_addresses_count") >= 1
+        assert found.value(f"{name}_relay_addresses_updated_total") == 1
+        assert found.value(f"{name}_candidates_total", type="added") == 3
+        assert found.value(f"{name}_candidates_circuit_v2_support_total", support="no") >= 1
+        ours.emit(ReachabilityChanged("public"))
+        await eventually(lambda: not auto.relays)
+        found = await scrape(status)
+        assert found.value(f"{name}_status") == 0
+        assert found.value(f"{name}_reservations_closed_total") == 1
+    async with host() as ours, flare.StatusServer(ours, ANYWHERE) as status:
+        assert not [name for name in (await scrape(status)).series if "autorelay" in name]

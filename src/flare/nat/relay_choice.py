@@ -143,10 +143,11 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Keep no place there; `reason` is a sentence."""
+    """Keep no place there; `reason` is a sentence. `held`: there was one until now."""
 
     peer: PeerId
     reason: str
+    held: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,9 +381,10 @@ class RelayChoice:
                 drops.setdefault(candidate.peer, "its place was lost, and others are held")
             for candidate in held[self.config.wanted :]:
                 drops[candidate.peer] = "those that are held besides are better"
+        holding = {candidate.peer for candidate in self.held()}
         for peer in drops:
             self._go("drop", self._candidates[peer], now)
-        return tuple(Drop(peer, reason) for peer, reason in drops.items())
+        return tuple(Drop(peer, reason, peer in holding) for peer, reason in drops.items())
 
     def _need(self, now: float) -> int:
         """How many more places are wanted than are held, or asked for and not overdue."""

@@ -11,11 +11,23 @@ import contextlib
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 from flare.config import AutoRelayConfig
-from flare.errors import FlareError, PermissionDenied, ProtocolNotSupported, ProtocolViolation, RelayRefused
+from flare.errors import (
+    FlareError,
+    PermissionDenied,
+    ProtocolNotSupported,
+    ProtocolViolation,
+    RelayConnectionFailed,
+    RelayedMessageMalformed,
+    RelayRefused,
+    ReservationRefused,
+    ResourceLimitExceeded,
+)
 from flare.events import RelayChosen, RelayDropped
 from flare.nat.relay_choice import Candidate, Leaving, RelayChoice, Trouble
 from flare.nat.relay_sources import RelaySource
@@ -30,6 +42,14 @@ if TYPE_CHECKING:
     from flare.wire.peer_id import PeerId
 
 log = logging.getLogger("flare.nat.relays")
+
+_OUTCOMES: Final = {
+    RelayConnectionFailed.status: "connection failed",
+    RelayedMessageMalformed.status: "malformed message",
+    ReservationRefused.status: "reservation refused",
+    PermissionDenied.status: "permission denied",
+    ResourceLimitExceeded.status: "resource limit exceeded",
+}
 
 RELEASES: Final = (1.0, 30.0, 300.0)  # seconds before each try to close what a probe has opened
 
@@ -62,6 +82,17 @@ class RelayHost(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class KeepingCounters:
+    """What it did since it was made. Outcomes are by "new" or "refresh", and in go-libp2p's words."""
+
+    opened: int = 0  # places that were held
+    closed: int = 0  # ... and no longer are
+    outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    relays: int = 0  # candidates that turned out to relay
+    no_relays: int = 0  # ... or not
+
+
 class RelayKeeping:
     """Finds and keeps relays from `start` to `stop`."""
 
@@ -76,6 +107,7 @@ class RelayKeeping:
     ) -> None:
         self.config = config or AutoRelayConfig()
         self.choice = RelayChoice(self.config, uniform=uniform)
+        self.counters = KeepingCounters()
         self._host = host
         self._sources = tuple(sources)
         self._clock = clock
@@ -102,6 +134,7 @@ class RelayKeeping:
         await self._tasks.cancel()
         self._watched.clear()
         held = {candidate.peer for candidate in self.choice.held()}
+        self.counters.closed += len(held)
         self.choice.stopped(self._clock())
         for peer in list(self._kept):
             await self._leave(peer, reason, told=peer in held, hang_up=hang_up)
@@ -115,8 +148,14 @@ class RelayKeeping:
 
     def accepted(self, peer: PeerId, limit: Limit | None) -> None:
         """A relay keeps a place for us, or has refreshed it."""
-        if peer not in self._kept or not self.choice.accepted(peer, limit, self._clock()):
+        if peer not in self._kept:
             return
+        fresh = self.choice.accepted(peer, limit, self._clock())
+        self.counters.outcomes["new" if fresh else "refresh", "success"] += 1
+        if not fresh:
+            return
+        self.counters.opened += 1
+        self.counters.relays += 1
         self._watched[peer] = self._tasks.start(self._watch(peer), f"latency of relay {peer}")
 
     def drains(self, peer: PeerId) -> None:
@@ -134,12 +173,17 @@ class RelayKeeping:
 
     def _trouble(self, peer: PeerId, error: FlareError, held: bool) -> None:
         if held:
+            self.counters.outcomes["refresh", outcome_of(error)] += 1
             if isinstance(error, RelayRefused):
                 self._leaving(peer, Leaving.REFUSES)
             return
         self._unwatch(peer)
         if self.choice.failed(peer, trouble_of(error), self._clock()):
+            self.counters.closed += 1
             log.info("the place on relay %s is lost: %s", peer, error)
+        else:
+            self.counters.outcomes["new", outcome_of(error)] += 1
+            self.counters.no_relays += isinstance(error, ProtocolNotSupported)
         self._news.set()
 
     # -- what is done
@@ -150,6 +194,7 @@ class RelayKeeping:
             now = self._clock()
             decision = self.choice.decide(now)
             for drop in decision.drop:
+                self.counters.closed += drop.held
                 self._tasks.start(self._leave(drop.peer, drop.reason), f"leaving relay {drop.peer}")
             for peer in decision.probe:
                 if (candidate := self.choice.get(peer)) is not None:
@@ -253,6 +298,11 @@ class RelayKeeping:
             return
         for relay in found[: self.config.max_candidates]:
             self.offer(relay.peer, relay.addrs, source.name, trusted=source.trusted)
+
+
+def outcome_of(error: FlareError) -> str:
+    """What became of a request for a place, in go-libp2p's words."""
+    return _OUTCOMES.get(error.status if isinstance(error, RelayRefused) else 0, "err other")
 
 
 def trouble_of(error: FlareError) -> Trouble:

@@ -21,6 +21,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
+from flare.auto_relay import AutoRelay
 from flare.relay_server import RelayServer
 from flare.version import __version__
 from flare.watch.tally import Histogram, Tally
@@ -104,6 +105,8 @@ def families(watcher: Watcher) -> Iterator[Metric]:
     if relay is not None:
         yield from _relay_service(watcher, relay)
         yield from _relay_own(relay)
+    if watcher.auto_relay is not None:
+        yield from _auto_relay(watcher.auto_relay)
     yield from _holepunch(watcher.tally)
     yield from _swarm(watcher.tally)
     yield from _identify(watcher)
@@ -162,6 +165,37 @@ def _relay_service(watcher: Watcher, relay: RelayServer) -> Iterator[Metric]:
         "Bytes that circuits carried, both directions",
         (),
         {(): watcher.relayed(relay)},
+    )
+
+
+def _auto_relay(auto: AutoRelay) -> Iterator[Metric]:
+    name = "libp2p_autorelay"
+    counters, choice = auto.keeping.counters, auto.keeping.choice
+    circuits = [addr for addr in auto.host.addrs if addr.is_circuit]
+    yield _gauge(f"{name}_status", "1 while relays are looked for and kept", float(auto.running))
+    yield _gauge(f"{name}_desired_reservations", "Reservations wanted", auto.keeping.config.wanted)
+    yield _counter(f"{name}_reservations_opened", "Reservations that began", (), {(): counters.opened})
+    yield _counter(f"{name}_reservations_closed", "Reservations that ended", (), {(): counters.closed})
+    outcomes = {("new", "success"): 0, ("refresh", "success"): 0} | dict(counters.outcomes)
+    yield _counter(
+        f"{name}_reservation_requests_outcome",
+        "What became of requests for reservations",
+        ("request_type", "outcome"),
+        outcomes,
+    )
+    yield _gauge(f"{name}_relay_addresses_count", "Our addresses through relays", len(circuits))
+    yield _counter(
+        f"{name}_relay_addresses_updated", "How often those changed", (), {(): auto.address_changes}
+    )
+    yield _counter(
+        f"{name}_candidates", "Relays that we heard of, and forgot", ("type",),
+        {("added",): choice.added, ("removed",): choice.removed},
+    )  # fmt: skip
+    yield _counter(
+        f"{name}_candidates_circuit_v2_support",
+        "Candidates that relay, or turned out not to",
+        ("support",),
+        {("yes",): counters.relays, ("no",): counters.no_relays},
     )
 
 

@@ -10,6 +10,7 @@ from http import HTTPStatus
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from flare.auto_relay import AutoRelay
 from flare.config import StatusLimits
 from flare.errors import UsageError
 from flare.host import Host
@@ -35,7 +36,8 @@ class StatusServer:
     / is a page for people, /status.json the same for programs, /healthz 200 or 503 with reasons, /metrics for
     Prometheus. `watched` is a relay, or a host that serves none. There is no password: an address other than
     loopback shows the status to whoever reaches it. Requests by a name are answered only for localhost and
-    for `names`. NetworkError when the address cannot be listened on.
+    for `names`. `auto_relay` is the host's, for its metrics. NetworkError when the address cannot be listened
+    on.
     """
 
     def __init__(
@@ -45,10 +47,11 @@ class StatusServer:
         *,
         names: Iterable[str] = (),
         limits: StatusLimits | None = None,
+        auto_relay: AutoRelay | None = None,
     ) -> None:
         self._where = parse_address(address)
         limits = limits or StatusLimits()
-        self._watcher = Watcher(watched, limits)
+        self._watcher = Watcher(watched, limits, auto_relay)
         self._exporter = _exporter(self._watcher)
         host = self._watcher.host
         self._http = HttpServer(self._answer, names=names, limits=limits, timeouts=host.config.timeouts)

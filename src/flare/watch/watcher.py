@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from flare.auto_relay import AutoRelay
 from flare.config import StatusLimits
 from flare.errors import UsageError
 from flare.events import CircuitClosed
@@ -40,7 +41,10 @@ _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 class Watcher:
     """Watches from `start` to `stop`."""
 
-    def __init__(self, watched: RelayServer | Host, limits: StatusLimits) -> None:
+    def __init__(
+        self, watched: RelayServer | Host, limits: StatusLimits, auto_relay: AutoRelay | None = None
+    ) -> None:
+        self.auto_relay = auto_relay
         self.host = watched if isinstance(watched, Host) else watched.host
         self._relay = None if isinstance(watched, Host) else watched
         self._limits = limits
