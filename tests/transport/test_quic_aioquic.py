@@ -77,6 +77,7 @@ ATTRIBUTES = [
     ("connection", "_remote_ack_delay_exponent", int),
     ("connection", "_remote_max_data", int),
     ("connection", "_remote_max_data_used", int),
+    ("connection", "_remote_max_idle_timeout", NONE),
     ("connection", "_remote_preferred_address", NONE),
     ("connection", "_retire_connection_ids", list),
     ("connection", "_spaces", dict),

@@ -132,7 +132,21 @@ class QuicTransport:
         self._awaited: dict[PeerId, list[Callable[[Connection], object]]] = {}
         self._answers = float(config.quic.resets_per_second)
         self._answered_at = time.monotonic()
+        self._keepalive = config.quic.keepalive
         self._closed = False
+
+    @property
+    def keepalive(self) -> float:
+        """Seconds without a packet before a ping: QuicLimits.keepalive, unless a NAT forgets sooner."""
+        return self._keepalive
+
+    @keepalive.setter
+    def keepalive(self, seconds: float) -> None:
+        self._keepalive = seconds
+        for socket in self._sockets:
+            for session in socket.sessions:
+                session.keepalive = seconds
+                session.flush_soon()  # which sets its timer anew
 
     @property
     def half_open(self) -> int:
@@ -221,6 +235,7 @@ class QuicTransport:
         source: Hashable | None,
     ) -> None:
         session = QuicSession(socket, self._config.quic, initiator=False, loop=self._loop)
+        session.keepalive = self._keepalive
         verifier = _Verifier(None)
         key = (remote, initial.destination)
         proved = original is not None
@@ -361,6 +376,7 @@ class QuicTransport:
             anywhere = ipaddress.ip_address("0.0.0.0" if ip.version == 4 else "::")
             socket = self._open(anywhere, 0, f"dialling {addr}")
         session = QuicSession(socket, self._config.quic, initiator=True, loop=self._loop)
+        session.keepalive = self._keepalive
         verifier = _Verifier(expected_peer)
         up: asyncio.Future[None] = self._loop.create_future()
 

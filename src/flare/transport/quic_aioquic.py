@@ -333,6 +333,12 @@ class AioquicConnection:
         return self._quic._loss._rtt_smoothed
 
     @property
+    def idle_timeout(self) -> float:
+        """Seconds after which either side gives up."""
+        theirs = self._quic._remote_max_idle_timeout
+        return min(self._limits.idle_timeout, theirs) if theirs else self._limits.idle_timeout
+
+    @property
     def in_flight(self) -> bool:
         """Stream data was taken and is not acknowledged yet."""
         for stream in self._quic._streams.values():

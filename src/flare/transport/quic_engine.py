@@ -76,6 +76,10 @@ class EngineConnection(Protocol):
         """The smoothed round trip in seconds; 0: not measured yet."""
 
     @property
+    def idle_timeout(self) -> float:
+        """Seconds after which either side gives up a connection on which nothing comes."""
+
+    @property
     def in_flight(self) -> bool:
         """Stream data was taken and is not acknowledged yet."""
 

@@ -40,6 +40,7 @@ class QuicSession:
         self.closing = False
         self.is_established = False
         self.bytes_in = self.bytes_out = 0
+        self.keepalive = limits.keepalive  # seconds without a packet before a ping
         self._limits = limits
         self._loop = loop
         self._engine: EngineConnection
@@ -90,6 +91,11 @@ class QuicSession:
         """The smoothed round trip; 0: not measured yet."""
         return int(self._engine.rtt * 1e9)
 
+    @property
+    def idle_timeout(self) -> float:
+        """Seconds after which either side gives up when nothing comes."""
+        return self._engine.idle_timeout
+
     # Datagrams and time
 
     def receive(self, data: bytes, remote: Address, now: float) -> None:
@@ -131,7 +137,7 @@ class QuicSession:
                 stream.wake()
 
     def _arm(self, now: float) -> None:
-        at = self._heard + self._limits.keepalive
+        at = self._heard + self.keepalive
         engine_at = self._engine.deadline()
         if engine_at is not None and engine_at < at:
             at = engine_at
@@ -156,7 +162,7 @@ class QuicSession:
         due = self._engine.deadline()
         if due is not None and due <= now:
             self._engine.expire(now)
-        if self.is_established and now - self._heard >= self._limits.keepalive:
+        if self.is_established and now - self._heard >= self.keepalive:
             self._heard = now
             self._engine.ping(_KEEPALIVE)
         self.flush_soon()

@@ -236,6 +236,13 @@ class UdpSocket:
 
         self._loop.call_later(min(max(seconds, _SHORTEST_LINGER), _LONGEST_LINGER), gone)
 
+    def abandon(self) -> socket.socket:
+        """Say and hear nothing more, and hand the bound socket over, which is the caller's: what still comes
+        can be watched there, while sessions are gone without a word."""
+        bound = self.sock.dup()
+        self.close()
+        return bound
+
     def close(self) -> None:
         """Close the socket; sessions that are left are gone without a word."""
         if self.closed:
