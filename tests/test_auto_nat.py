@@ -7,8 +7,10 @@ import time
 from typing import Any
 
 import flare
+from flare.auto_nat import AT_ONCE, FEW, VANTAGES
 from flare.events import (
     AddressReachability,
+    ConnectionLost,
     NatBehaviourChanged,
     PeerIdentified,
     PortMapped,
@@ -16,10 +18,14 @@ from flare.events import (
 )
 from flare.nat.behaviour import Filtering, Mapping
 from flare.nat.reachability import Reachable, Weighing
+from flare.nat.servers import MAX_SERVERS
 from flare.protocols.autonat import DIAL_BACK_PROTOCOL, DIAL_PROTOCOL, V1_PROTOCOL, v1_client
 from flare.protocols.autonat.v2_client import DialBackClient
+from flare.wire.keys import Identity
 from flare.wire.multiaddr import Multiaddr
+from flare.wire.peer_id import PeerId
 from tests.support.aio import aio
+from tests.support.linked import ALICE, linked
 from tests.support.loopback import Seen, host
 
 
@@ -192,3 +198,81 @@ async def test_what_a_router_forwards_is_asked_about_and_anew_when_it_begins_to(
             assert client.reachability.state(dead) is Reachable.UNKNOWN
             client.map_addrs([dead], [])
             client.emit(mapped)  # only renewed
+
+
+class BusyHost(flare.Host):
+    """Has thousands of connections to servers, which are fakes, and counts who looks at them."""
+
+    def __init__(self, crowd: int, **how: Any) -> None:
+        super().__init__(**how)
+        self.crowd: dict[PeerId, Any] = {}
+        self.looks = self.scans = 0
+        for number in range(crowd):
+            connection, _ = linked(ALICE, Identity.generate())
+            connection.remote_addr = Multiaddr(f"/ip4/11.{number % 200}.{number // 200}.1/tcp/4001")
+            self.crowd[connection.remote_peer] = connection
+
+    @property
+    def connections(self) -> tuple[Any, ...]:
+        self.scans += 1
+        return (*self.crowd.values(), *super().connections)
+
+    def connections_to(self, peer: PeerId) -> tuple[Any, ...]:
+        self.looks += 1
+        return (self.crowd[peer],) if peer in self.crowd else super().connections_to(peer)
+
+
+@aio
+async def test_a_round_costs_the_same_however_many_connections_there_are() -> None:
+    crowd = 1500
+    async with (
+        BusyHost(crowd, listen=["/ip4/127.0.0.3/tcp/0"], is_public=public) as busy,
+        flare.AutoNat(busy, serve=False) as nat,
+    ):
+        assert busy.scans == 1, "one survey"
+        looking = nat._looking
+        assert looking is not None
+        looking.consider = lambda *args: None  # type: ignore[assignment]
+        before = busy.looks
+        for peer in busy.crowd:
+            busy.emit(PeerIdentified(peer, "", (DIAL_PROTOCOL,), None))
+        assert busy.looks - before <= crowd, "once for each that is told of"
+        assert len(nat._servers) == MAX_SERVERS < crowd
+        nat.reachability.hurry()
+        before = busy.looks
+        nat._round(looking)
+        (candidate,) = nat.verdicts
+        assert candidate.addr == busy.listen_addrs[0]
+        asked = busy.looks - before
+        assert 0 < asked <= VANTAGES + 2 * AT_ONCE, "a round looks at those whom it asks"
+        for peer in list(busy.crowd)[: crowd // 2]:
+            del busy.crowd[peer]
+            before = busy.looks
+            busy.emit(ConnectionLost(peer, Multiaddr("/ip4/11.0.0.1/tcp/4001"), "direct/tcp", ""))
+            assert busy.looks - before <= 2
+        assert busy.scans == 1
+
+
+@aio
+async def test_servers_that_were_too_many_are_looked_for_when_few_are_left() -> None:
+    crowd = MAX_SERVERS + FEW + 4
+    async with (
+        BusyHost(crowd, listen=["/ip4/127.0.0.3/tcp/0"], is_public=public) as busy,
+        flare.AutoNat(busy, serve=False) as nat,
+    ):
+        looking = nat._looking
+        assert looking is not None
+        looking.consider = lambda *args: None  # type: ignore[assignment]
+        for peer in busy.crowd:
+            busy.peers.update(peer, protocols=(DIAL_PROTOCOL,))
+            busy.emit(PeerIdentified(peer, "", (DIAL_PROTOCOL,), None))
+        assert nat._servers.overflowed
+        for peer in list(nat._servers.in_turn())[: MAX_SERVERS - FEW + 1]:
+            nat._servers.discard(peer)
+            del busy.crowd[peer]
+        scans = busy.scans
+        nat._round(looking)
+        assert busy.scans == scans + 1
+        assert len(nat._servers) == len(busy.crowd)
+        nat._round(looking)
+        assert busy.scans == scans + 1

@@ -24,12 +24,13 @@ from .events import (
 )
 from .nat.behaviour import Behaviour, transport_of
 from .nat.dial_back import BackDialler, can_dial
+from .nat.lifetime import LifetimeProbe
 from .nat.look import Looking
 from .nat.observed import group as network_of
 from .nat.probe import OpenTransport
 from .nat.reachability import AddressVerdict, Reachability, Weighing, Word
 from .nat.servers import Servers
-from .nat.vantage import endpoint, vantages
+from .nat.vantage import Vantage, endpoint, vantages
 from .protocols.autonat import DIAL_BACK_PROTOCOL, DIAL_PROTOCOL, V1_PROTOCOL
 from .protocols.autonat.dialling import DialBacks
 from .protocols.autonat.limiter import DialBackLimiter, DialBackLimits
@@ -56,6 +57,8 @@ AT_ONCE: Final = 4  # servers asked about one address at the same time
 VANTAGES: Final = 6  # servers that the NAT may be looked at from
 BATCH: Final = 4  # addresses asked about at once: servers take a dozen requests a minute
 BATCH_PAUSE: Final = 20.0  # seconds before the next batch
+KEEPALIVE_SHARE: Final = 0.8  # of how long a mapping lives: when QUIC pings
+LEAST_KEEPALIVE: Final = 1.0  # seconds
 FEW: Final = 8  # servers: with fewer, those that were too many once are looked for
 
 
@@ -175,6 +178,7 @@ class AutoNat:
             is_public=self._is_public,
             on_news=self._judged,
             on_done=self._news.set,
+            lifetime=self._lifetime_probe,
         )
         host.handle(DIAL_BACK_PROTOCOL, self._client.serve)
         self._unsubscribe = host.on_event(self._hear)
@@ -185,7 +189,13 @@ class AutoNat:
         host = self.host
         if name.startswith("tcp"):
             return lambda serve: TcpTransport(host.engine, host.identity, host.config, on_connection=serve)
-        return lambda serve: QuicTransport(host.identity, host.config, on_connection=serve)
+        return self._quic
+
+    def _quic(self, serve: Callable[[Connection], None]) -> QuicTransport:
+        return QuicTransport(self.host.identity, self.host.config, on_connection=serve)
+
+    def _lifetime_probe(self, vantage: Vantage) -> LifetimeProbe:
+        return LifetimeProbe(self._quic, self._client, vantage)
 
     def _survey(self) -> None:
         """Find the servers among all connections: once, and when those that we knew have gone."""
@@ -220,9 +230,10 @@ class AutoNat:
     def _identified(self, event: PeerIdentified) -> bool:
         """Whether that is news. rust-libp2p takes requests on connections that we dialled alone, and tells of
         them there: what it tells when it has dialled us back is not what it does."""
-        asked = self._direct(event.peer)
-        if not event.dialled and event.peer in self._servers and asked is not None and asked.initiator:
-            return False
+        if not event.dialled and event.peer in self._servers:
+            asked = self._direct(event.peer)
+            if asked is not None and asked.initiator:
+                return False
         return self._is_server(event.peer, event.protocols)
 
     def _is_server(self, peer: PeerId, protocols: Iterable[str]) -> bool:
@@ -363,9 +374,11 @@ class AutoNat:
             verdict = await self._client.check(server, addr)
         except (FlareError, OSError) as error:
             logger.info("a dial-back by %s to %s: %s", peer, addr, error)
+            self.reachability.unanswered(addr, peer)
             return
         logger.debug("%s on %s: %s", peer, addr, verdict)
         if verdict.reachable is None or (verdict.reachable and not self._proves(looking, server, verdict)):
+            self.reachability.unanswered(addr, peer)
             return
         word = Word(
             peer,
@@ -410,6 +423,7 @@ class AutoNat:
             before.external,
         ):
             self.reachability.hurry(lambda addr: transport_of(addr) == behaviour.transport)
+        self._keep_alive(behaviour)
         self._news.set()
         self.host.emit(
             NatBehaviourChanged(
@@ -421,6 +435,12 @@ class AutoNat:
                 behaviour.sentence,
             )
         )
+
+    def _keep_alive(self, behaviour: Behaviour) -> None:
+        """Have QUIC ping before our NAT forgets."""
+        life, usual = behaviour.lifetime, self.host.config.quic.keepalive
+        if life is not None and life.at_most is not None and life.at_least < usual:
+            self.host.keep_quic_alive(max(LEAST_KEEPALIVE, KEEPALIVE_SHARE * life.at_least))
 
 
 def _own_ips() -> tuple[str, ...]:

@@ -370,6 +370,11 @@ class Host:
         """Call `callback` with each event; returns how to stop that."""
         return self._events.subscribe(callback)
 
+    def keep_quic_alive(self, every: float) -> None:
+        """Have QUIC connections ping after `every` seconds of silence, not after QuicLimits.keepalive: a NAT
+        before us forgets sooner."""
+        self._quic.keepalive = every
+
     def on_connection_closed(self, callback: Callable[[Connection], None]) -> Callable[[], None]:
         """Call `callback` with each connection once it is gone; returns how to stop that."""
         self._closed_hooks.append(callback)

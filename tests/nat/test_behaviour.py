@@ -92,6 +92,11 @@ def test_allocation() -> None:
     assert allocated((5, 9), (6, 9 + MAX_STEP), (7, 9 + 2 * MAX_STEP)) == (Allocation.SEQUENTIAL, MAX_STEP)
     assert allocated((5, 9), (6, 10 + MAX_STEP), (7, 11 + 2 * MAX_STEP)) == (Allocation.RANDOM, 0)
     assert allocated((5, 40000), (6, 31000), (7, 52000)) == (Allocation.RANDOM, 0)
+    late = [11, 12, 17, 13, 14, 15, 16]
+    assert allocated(*enumerate(late)) == (Allocation.SEQUENTIAL, 1), "a packet was sent again"
+    assert allocated(*enumerate([65534, 2, 65535, 0, 1])) == (Allocation.SEQUENTIAL, 1)
+    assert allocated(*enumerate([11, 17, 12, 16, 13])) == (Allocation.RANDOM, 0), "that is no order"
+    assert allocated(*enumerate([14, 13, 12, 11])) == (Allocation.RANDOM, 0), "they do not grow"
 
 
 def test_whose_dial_back_proves_something() -> None:

@@ -21,7 +21,7 @@ The first row that holds counts. No server knows what another one saw: a liar ca
 | allocation  | the ports that the NAT gave, in the order in which they were asked for         |
 |-------------|--------------------------------------------------------------------------------|
 | preserving  | are our own                                                                    |
-| sequential  | grow by the same step, MAX_STEP at most (some may be taken by others meanwhile) |
+| sequential  | grow by the same step, MAX_STEP at most (others may take some, one may be late) |
 | random      | are neither                                                                    |
 """
 
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 MAX_STEP: Final = 16  # between two ports of a NAT that allocates one after the other
 STRANGERS: Final = 8  # ports that others may have taken between two of ours
+LATE: Final = 4  # one port in so many may come out of turn
+PORTS: Final = 65536
 
 Endpoint = tuple[str, int]  # IP and port
 
@@ -90,8 +92,8 @@ class Sight:
 class Lifetime:
     """How long a mapping lives that carries nothing, in seconds.
 
-    It was alive after `at_least`, and gone after `at_most`; None: it was not seen to go. `confidence` is the
-    share of the sockets tried that say so, 0 to 1.
+    It was alive after `at_least`, and gone after `at_most`; None: it was not seen to go. `confidence`, 0 to
+    1, is the share of the samples that agree, as if one more had been taken that does not.
     """
 
     at_least: float
@@ -104,9 +106,9 @@ class Behaviour:
     """All that was found out for one transport, "tcp" or "udp" (with a 6 behind it for IPv6).
 
     `step` counts for sequential allocation. `blocked`: nobody answers over this transport who answers over
-    another. `filtered` are the servers that did not get in, on whose word `filtering` stands, `kept_out`
-    those of them that the port had sent to; `sure`: no single stranger can have lied about `mapping`.
-    `external` is the IP that others see.
+    another. `filtered` are the servers on whose word it stands that somebody does not get in, `kept_out`
+    those that did not themselves though the port had sent to them; `sure`: no single stranger can have lied
+    about `mapping`. `external` is the IP that others see.
     """
 
     transport: str = "tcp"
@@ -229,8 +231,18 @@ def judge_allocation(sights: Sequence[Sight]) -> tuple[Allocation, int]:
     outside = list(dict.fromkeys(port for _, port in given))
     if len(outside) < 3:
         return Allocation.UNKNOWN, 0
-    steps = [(b - a) % 65536 for a, b in itertools.pairwise(outside)]
+    # in the order in which the NAT gave them: a packet that was lost and sent again comes late
+    ports = sorted(outside)
+    gaps = [(b - a) % PORTS for a, b in itertools.pairwise([*ports, ports[0]])]
+    begin = gaps.index(max(gaps)) + 1
+    ranks = {port: rank for rank, port in enumerate(ports[begin:] + ports[:begin])}
+    steps = gaps[begin:] + gaps[: begin - 1]
+    late = sum(ranks[b] < ranks[a] for a, b in itertools.pairwise(outside))
     step = min(steps)
-    if 0 < step <= MAX_STEP and all(gap % step == 0 and gap <= step * STRANGERS for gap in steps):
+    if (
+        0 < step <= MAX_STEP
+        and all(gap % step == 0 and gap <= step * STRANGERS for gap in steps)
+        and late <= len(outside) // LATE
+    ):
         return Allocation.SEQUENTIAL, step
     return Allocation.RANDOM, 0

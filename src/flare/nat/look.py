@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from flare.nat.behaviour import Behaviour, Filtering, Mapping
+from flare.nat.lifetime import LifetimeProbe
 from flare.nat.observed import group
 from flare.nat.probe import ENOUGH, NatProbe, OpenTransport
 from flare.nat.reachability import Word
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from flare.wire.peer_id import PeerId
 
 RETRY: Final = 60.0  # seconds after a look that left something open, or before an address that changed counts
+MEASURE: Final = 5.0  # seconds after the verdict before the lifetime of UDP's mappings is measured
 RECHECK: Final = 1800.0  # seconds after one that did not
 SECOND: Final = 1.0  # seconds that the first look waits for a second vantage point
 
@@ -44,7 +46,9 @@ class _Last:
 
 class Looking:
     """Keeps `behaviours`, by transport. `make` gives a probe its transports; `on_news` hears of each change,
-    what is now and what was before, `on_done` of the end of each look."""
+    what is now and what was before, `on_done` of the end of each look. `lifetime` makes a measurement of how
+    long UDP's mappings live, which is made once for each outside address.
+    """
 
     def __init__(
         self,
@@ -57,6 +61,7 @@ class Looking:
         is_public: Callable[[Multiaddr], bool],
         on_news: Callable[[Behaviour, Behaviour], None],
         on_done: Callable[[], None],
+        lifetime: Callable[[Vantage], LifetimeProbe] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.behaviours: dict[str, Behaviour] = {}
@@ -68,6 +73,8 @@ class Looking:
         self._is_public = is_public
         self._on_news = on_news
         self._on_done = on_done
+        self._lifetime = lifetime
+        self._measured: set[tuple[str, str | None]] = set()  # transport and outside address
         self._clock = clock
         self._last: dict[str, _Last] = {}
         self._since: dict[str, float] = {}  # when there was a vantage point first
@@ -177,10 +184,35 @@ class Looking:
         try:
             async for behaviour in probe.run(vantages):
                 self._found(behaviour)
+                self._measure(transport, vantages)
         finally:
             if self._running.get(transport) is asyncio.current_task():
                 del self._running[transport]
                 self._on_done()
+
+    def _measure(self, transport: str, vantages: Sequence[Vantage]) -> None:
+        behaviour = self.behaviours.get(transport, Behaviour(transport))
+        place = transport, behaviour.external
+        if (
+            self._lifetime is None
+            or not transport.startswith("udp")
+            or behaviour.external is None
+            or behaviour.mapping is Mapping.NONE
+            or place in self._measured
+        ):
+            return
+        self._measured.add(place)
+        self._tasks.start(
+            self._measure_lifetime(behaviour, self._lifetime(vantages[0])), "a mapping's lifetime"
+        )
+
+    async def _measure_lifetime(self, behaviour: Behaviour, probe: LifetimeProbe) -> None:
+        await asyncio.sleep(MEASURE)
+        lifetime = await probe.run(behaviour)
+        before = self.behaviours[behaviour.transport]
+        if lifetime is not None and before.external == behaviour.external:
+            self.behaviours[behaviour.transport] = now = dataclasses.replace(before, lifetime=lifetime)
+            self._on_news(now, before)
 
     def _found(self, behaviour: Behaviour) -> None:
         name = behaviour.transport

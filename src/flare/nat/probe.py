@@ -16,6 +16,7 @@ once, so that few ports of others come between them. Hairpin: we dial the first 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
@@ -41,13 +42,14 @@ if TYPE_CHECKING:
     from flare.protocols.autonat.v2_client import DialBackClient
     from flare.wire.peer_id import PeerId
 
+logger = logging.getLogger("flare.nat.probe")
+
 PATIENCE: Final = 2.5  # seconds: a SYN that was lost is sent again after one
 LOOK: Final = 5.0  # seconds for a server to say as what it sees us
 STAGGER: Final = 1.0  # seconds before the next vantage point is tried too, when one does not answer
 SAMPLES: Final = 3  # further local ports that show how the NAT allocates
 GONE: Final = 0.02  # seconds in which packets that were to leave at once have left
 ENOUGH: Final = 3  # servers of which one may lie about the mapping
-ANYWHERE: Final = {"tcp": "0.0.0.0", "udp": "0.0.0.0", "tcp6": "::", "udp6": "::"}
 
 T = TypeVar("T")
 
@@ -103,7 +105,7 @@ class NatProbe:
         self._turn = turn or asyncio.Lock()
         self._handlers = StreamHandlers()
         self._handlers.add(DIAL_BACK_PROTOCOL, asker.serve)
-        self._ip = ANYWHERE[transport]  # of ours, that ports are taken at
+        self._any_port: Multiaddr
         self._used: list[Transport] = []
         self._tasks: list[asyncio.Task[Any]] = []
         # what is under way, or has come
@@ -115,9 +117,9 @@ class NatProbe:
     async def run(self, vantages: Sequence[Vantage]) -> AsyncIterator[Behaviour]:
         """First what seems to be, then what is, once the servers have answered; nothing without servers."""
         try:
-            # those who see us already at this IP need not be paid for dialling it (autonat-v2.md)
-            self._ip = next((ip for one in vantages if (ip := self._local_ip(one.connection))), self._ip)
-            self._own_ips = (*self._own_ips, self._ip)
+            if vantages:
+                self._any_port = vantages[0].any_port()
+                self._own_ips = (*self._own_ips, str(self._any_port.ip))
             first = await self._first_look(vantages)
             if first is None:
                 if vantages:
@@ -165,10 +167,14 @@ class NatProbe:
     def _judge(self, first: Vantage, sight: Sight, vantages: Sequence[Vantage], *, final: bool) -> Behaviour:
         """`sight` comes from a port of its own: it tells the mapping only if it is all there is."""
         sights, samples = _come(self._mapped), _come(self._samples)
+        logger.debug("%s: seen as %s, then as %s", self._transport, sights, samples)
         allocation, step = judge_allocation([*sights, *samples])
         seen_by = [one for one in vantages if any(s.vantage[0] == one.ip for s in sights)]
         words = {one: _word(ask, final) for one, ask in self._asks.items()}
         others = {word for one, word in words.items() if one is not first}
+        against = [one for one, word in words.items() if word is False]
+        if not first.trusted:
+            against = [first] * bool(against)  # it said where to dial: all of it stands on its word
         return Behaviour(
             self._transport,
             judge_mapping(sights or [sight], self._own_ips),
@@ -177,7 +183,7 @@ class NatProbe:
             step,
             self._hairpin.result() if self._hairpin is not None and self._hairpin.done() else None,
             (sights or [sight])[0].seen[0],
-            filtered=tuple(one.peer for one, word in words.items() if word is False),
+            filtered=tuple(one.peer for one in against),
             kept_out=(first.peer,) if words.get(first) is False else (),
             sure=len(seen_by) >= ENOUGH or (bool(seen_by) and all(one.trusted for one in seen_by)),
         )
@@ -219,12 +225,7 @@ class NatProbe:
         """A transport on a port of its own; OSError."""
         transport = self._make(self._serve)
         self._used.append(transport)
-        return transport, (await transport.listen(self._addr((self._ip, 0)))).port
-
-    def _local_ip(self, connection: Connection) -> str | None:
-        """Which address of ours the connection is from, if it is of the version looked at."""
-        ip = connection.local_addr.ip if connection.local_addr is not None else None
-        return str(ip) if ip is not None and (ip.version == 6) == self._transport.endswith("6") else None
+        return transport, (await transport.listen(self._any_port)).port
 
     async def _look(self, transport: Transport, port: int, addr: Multiaddr, peer: PeerId) -> Sight | None:
         """Dial from `port` and hear as what it is seen; the connection stays, so that the mapping does."""

@@ -16,7 +16,8 @@ the sums.
 
 So one stranger, liar or broken, moves nothing; a trusted server is believed at once, and two strangers of
 different networks keep it from flipping what they attest. A tie is for Public: a dial-back that came is
-proof, that none came is somebody's word. Refusals, timeouts and lies are no words. What a server could not do
+proof, that none came is somebody's word. Refusals, timeouts and lies are no words, but a server that has
+nothing else to say any more loses what it said before once others contradict it. What a server could not do
 to another port of ours, behind the same NAT, is inferred of this one, until it was asked about this one.
 
 | candidates                           | the node is |
@@ -30,6 +31,7 @@ to another port of ours, behind the same NAT, is inferred of this one, until it 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -40,6 +42,7 @@ from flare.wire.peer_id import PeerId
 
 TRUSTED: Final = 2
 NEEDED: Final = 2
+MUTE: Final = 3  # times that a server says nothing before a word of its that others contradict is forgotten
 MAX_CANDIDATES: Final = 32  # addresses judged at once: strangers' words make candidates
 MAX_WORDS: Final = 64  # servers remembered per address: the oldest word gives way
 
@@ -90,6 +93,7 @@ class _Candidate:
     begun: float  # what was asked earlier says nothing about it
     state: Reachable = Reachable.UNKNOWN
     words: dict[PeerId, Word] = field(default_factory=dict)
+    silent: Counter[PeerId] = field(default_factory=Counter)  # how often a server had nothing to say since
     asked_at: float | None = None
     tries: int = 0  # since the state last changed
 
@@ -155,6 +159,7 @@ class Reachability:
         if candidate is None or (asked is not None and asked < candidate.begun):
             return
         candidate.words.pop(word.server, None)
+        candidate.silent.pop(word.server, None)
         candidate.words[word.server] = word
         if len(candidate.words) > MAX_WORDS:
             del candidate.words[next(iter(candidate.words))]
@@ -178,6 +183,21 @@ class Reachability:
         if (candidate := self._candidates.get(addr)) is not None:
             candidate.asked_at = self._clock()
             candidate.tries += 1
+
+    def unanswered(self, addr: Multiaddr, server: PeerId) -> None:
+        """`server` was asked about `addr` and had nothing to say: that is no word, but one from before the
+        last recheck that others contradict goes after MUTE times.
+        """
+        candidate = self._candidates.get(addr)
+        word = candidate.words.get(server) if candidate is not None else None
+        if candidate is None or word is None:
+            return
+        candidate.silent[server] += 1
+        contradicted = any(other.reachable != word.reachable for other in candidate.words.values())
+        old = word.at < self._clock() - self.weighing.recheck
+        if contradicted and old and candidate.silent[server] >= MUTE:
+            del candidate.words[server], candidate.silent[server]
+            self._judge(candidate)
 
     def expire(self) -> None:
         """Forget words that are too old."""
@@ -217,6 +237,8 @@ class Reachability:
     def _judge(self, candidate: _Candidate) -> None:
         old = self._clock() - self.weighing.lifetime
         candidate.words = {server: word for server, word in candidate.words.items() if word.at > old}
+        for gone in candidate.silent.keys() - candidate.words.keys():
+            del candidate.silent[gone]
         for_, against = weigh(candidate.words.values())
         state = candidate.state
         if for_ >= NEEDED and for_ >= against:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from flare.wire.multiaddr import Multiaddr
+
 if TYPE_CHECKING:
     from flare.nat.behaviour import Endpoint
     from flare.transport.connection import Connection
-    from flare.wire.multiaddr import Multiaddr
     from flare.wire.peer_id import PeerId
 
 PORTS: Final = 2  # of one server that are dialled: two tell address- from port-dependent mapping
@@ -37,6 +38,20 @@ class Vantage:
     @property
     def ip(self) -> str:
         return str(self.addrs[0].ip)
+
+    def any_port(self) -> Multiaddr:
+        """Where to listen on a port of our own that the server is dialled from: the address of ours that it
+        knows, so that it need not be paid for dialling that back (autonat-v2.md)."""
+        kind = "tcp" if self.addrs[0].transport == "tcp" else "quic-v1"
+        ours, theirs = self.connection.local_addr, self.addrs[0].ip
+        if (
+            ours is not None
+            and ours.ip is not None
+            and theirs is not None
+            and ours.ip.version == theirs.version
+        ):
+            return Multiaddr.from_socket((str(ours.ip), 0), kind)
+        return Multiaddr.from_socket(("::" if ":" in self.ip else "0.0.0.0", 0), kind)
 
 
 def vantages(

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from flare.errors import NetworkError, ProtocolViolation, StreamReset
-from flare.protocols.autonat import DATA_FIRST, DATA_LAST, DIAL_BACK_PROTOCOL, DIAL_PROTOCOL
+from flare._core.wire import encode_uvarint
+from flare.errors import NetworkError, ProtocolViolation, ResourceLimit, StreamReset
+from flare.protocols.autonat import DATA_FIRST, DATA_LAST, DIAL_BACK_PROTOCOL, DIAL_PROTOCOL, REQUEST_LIMIT
 from flare.protocols.autonat.dialling import DialBacks
 from flare.protocols.autonat.limiter import DialBackLimiter, DialBackLimits
-from flare.protocols.autonat.v2_client import DialBackClient, Verdict
+from flare.protocols.autonat.v2_client import AT_ONCE, DIAL_BACK_LIMIT, MAX_ASKED, DialBackClient, Verdict
 from flare.protocols.autonat.v2_server import HERD_WAIT, LEAST_PIECE, DialBackServer
 from flare.transport.stream import Stream
 from flare.wire.autonat_messages import (
@@ -381,3 +382,193 @@ async def test_a_dial_back_answered_by_reset_counts() -> None:
         answer = DialMessage.decode(await stream.read_frame(8192)).response
     assert answer == DialResponse(ResponseStatus.OK, 0, DialStatus.OK)
     assert isinstance(scene.alice, End)
+
+
+class TestNonces:
+    """A server that lies: it says that it dialled, and has the nonce told otherwise than by dialling."""
+
+    @staticmethod
+    def scene(tell: Any) -> Scene:
+        """Bob answers OK at once, and `tell(scene, nonce)` is what he does before."""
+        scene = Scene()
+
+        async def serve(stream: Stream) -> None:
+            request = DialMessage.decode(await stream.read_frame(8192)).request
+            assert request is not None
+            await tell(scene, request.nonce)
+            await stream.write_frame(
+                DialMessage(response=DialResponse(ResponseStatus.OK, 0, DialStatus.OK)).encode()
+            )
+            await stream.close()
+
+        scene.serve_with(serve)
+        return scene
+
+    @staticmethod
+    async def say(connection: Any, nonce: int) -> bool:
+        """Whether the nonce was taken."""
+        stream = await connection.open_stream(DIAL_BACK_PROTOCOL)
+        await stream.write_frame(DialBack(nonce).encode())
+        try:
+            await stream.read_frame(100)
+        except StreamReset:
+            return False
+        return True
+
+    @simulated
+    async def test_another_nonce(self) -> None:
+        async def tell(scene: Scene, nonce: int) -> None:
+            assert not await self.say(await scene.dial(ALICE_ADDR, ALICE.peer_id), nonce ^ 1)
+
+        verdict = await self.scene(tell).check()
+        assert (verdict.reachable, verdict.lied) == (None, True)
+
+    @simulated
+    async def test_twice(self) -> None:
+        async def tell(scene: Scene, nonce: int) -> None:
+            dialled = await scene.dial(ALICE_ADDR, ALICE.peer_id)
+            assert await self.say(dialled, nonce)
+            assert not await self.say(dialled, nonce), "it is known already"
+
+        assert (await self.scene(tell).check()).reachable is True
+
+    @simulated
+    async def test_on_the_connection_that_we_asked_on(self) -> None:
+        async def tell(scene: Scene, nonce: int) -> None:
+            scene.alice.handlers[DIAL_BACK_PROTOCOL] = scene.client.serve
+            await self.say(scene.bob, nonce)
+
+        verdict = await self.scene(tell).check()
+        assert (verdict.reachable, verdict.lied) == (None, True)
+        assert "used a connection that was there" in verdict.reason
+
+    @simulated
+    async def test_on_an_inbound_connection_from_before(self) -> None:
+        before: list[Any] = []
+
+        async def tell(scene: Scene, nonce: int) -> None:
+            await self.say(before[0], nonce)
+
+        scene = self.scene(tell)
+        before.append(await scene.dial(ALICE_ADDR, ALICE.peer_id))
+        before[0].other.opened_at -= 1
+        verdict = await scene.check()
+        assert (verdict.reachable, verdict.lied) == (None, True)
+
+    @simulated
+    async def test_through_a_relay(self) -> None:
+        async def tell(scene: Scene, nonce: int) -> None:
+            server, alice = relayed(SERVER, ALICE)
+            alice.handlers[DIAL_BACK_PROTOCOL] = scene.client.serve
+            await self.say(server, nonce)
+
+        verdict = await self.scene(tell).check()
+        assert (verdict.reachable, verdict.lied) == (None, True)
+
+    @simulated
+    async def test_at_another_transport(self) -> None:
+        async def tell(scene: Scene, nonce: int) -> None:
+            await self.say(await scene.dial(ALICE_ADDR, ALICE.peer_id), nonce)
+
+        quic = Multiaddr("/ip4/1.2.3.4/udp/4001/quic-v1")
+        scene = self.scene(tell)
+        verdict = await scene.check(quic)
+        assert (verdict.reachable, verdict.lied) == (None, True)
+        scene.home = Multiaddr("/ip4/192.168.1.2/udp/4001/quic-v1")
+        assert (await scene.check(quic)).reachable is True
+
+
+@simulated
+async def test_a_server_that_answers_twice() -> None:
+    scene = Scene()
+    no = DialMessage(response=DialResponse(ResponseStatus.OK, 0, DialStatus.DIAL_ERROR))
+    scene.serve_with(_answering(no, DialMessage(response=DialResponse(ResponseStatus.OK, 0, DialStatus.OK))))
+    assert (await scene.check()).reachable is False, "the first answer counts"
+
+
+@simulated
+async def test_a_third_request_to_a_server_waits_for_its_turn() -> None:
+    scene = Scene()
+    open_now = most = 0
+
+    async def slow(stream: Stream) -> None:
+        nonlocal open_now, most
+        open_now += 1
+        most = max(most, open_now)
+        await asyncio.sleep(1)
+        await stream.read_frame(8192)
+        open_now -= 1
+        await stream.write_frame(DialMessage(response=DialResponse(ResponseStatus.REQUEST_REJECTED)).encode())
+        await stream.close()
+
+    scene.serve_with(slow)
+    await asyncio.gather(*(scene.check() for _ in range(AT_ONCE + 1)))
+    assert most == AT_ONCE
+    assert 2 <= now() < 3
+
+
+@simulated
+async def test_how_many_requests_are_under_way() -> None:
+    client = DialBackClient()
+    servers = [Identity.generate() for _ in range(MAX_ASKED // AT_ONCE + 1)]
+
+    async def silent(stream: Stream) -> None:
+        await asyncio.sleep(20)
+        await stream.write_frame(DialMessage(response=DialResponse(ResponseStatus.REQUEST_REJECTED)).encode())
+        await stream.close()
+
+    asks = []
+    for server in servers:
+        alice, bob = linked(ALICE, server)
+        bob.handlers[DIAL_PROTOCOL] = silent
+        asks += [client.check(alice, ALICE_ADDR) for _ in range(AT_ONCE)]  # type: ignore[arg-type]
+    running = [asyncio.ensure_future(ask) for ask in asks[:MAX_ASKED]]
+    await asyncio.sleep(1)
+    with pytest.raises(ResourceLimit):
+        await asks[MAX_ASKED]
+    asks[MAX_ASKED + 1].close()
+    assert {verdict.reachable for verdict in await asyncio.gather(*running)} == {None}
+
+
+@pytest.mark.parametrize(("size", "taken"), [(REQUEST_LIMIT, True), (REQUEST_LIMIT + 1, False)])
+def test_how_long_a_request_may_be(size: int, taken: bool) -> None:
+    @simulated
+    async def run() -> None:
+        scene = Scene()
+        stream = await scene.alice.open_stream(DIAL_PROTOCOL)
+        empty = len(DialMessage(request=DialRequest((bytes(ALICE_ADDR), bytes(8000)), 7)).encode()) - 8000
+        addrs = (bytes(ALICE_ADDR), bytes(size - empty))
+        filled = DialMessage(request=DialRequest(addrs, 7)).encode()
+        assert len(filled) == size
+        await stream.write_frame(filled)
+        if taken:
+            answer = DialMessage.decode(await stream.read_frame(8192)).response
+            assert answer == DialResponse(ResponseStatus.OK, 0, DialStatus.OK)
+        else:
+            with pytest.raises(StreamReset):
+                await stream.read_frame(8192)
+
+    run()
+
+
+@pytest.mark.parametrize(("size", "taken"), [(DIAL_BACK_LIMIT, True), (DIAL_BACK_LIMIT + 1, False)])
+def test_how_long_a_dial_back_may_be(size: int, taken: bool) -> None:
+    @simulated
+    async def run() -> None:
+        client = DialBackClient()
+        heard = client._asked[7] = asyncio.get_running_loop().create_future()
+        stranger, alice = linked(SERVER, ALICE)
+        alice.handlers[DIAL_BACK_PROTOCOL] = client.serve
+        stream = await stranger.open_stream(DIAL_BACK_PROTOCOL)
+        nonce = DialBack(7).encode()
+        await stream.write_frame(
+            nonce + b"\x7a" + encode_uvarint(size - len(nonce) - 3) + bytes(size - len(nonce) - 3)
+        )
+        if taken:
+            await stream.read_frame(100)
+        else:
+            with pytest.raises(StreamReset):
+                await stream.read_frame(100)
+        assert heard.done() == taken
+
+    run()
