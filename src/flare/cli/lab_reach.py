@@ -42,6 +42,12 @@ def add_parser(
         "--watch", type=float, default=0.0, metavar="S", help="for it to stay so afterwards (default: 0)"
     )
     parser.add_argument(
+        "--lifetime",
+        action="store_true",
+        help="wait until it has measured how long UDP mappings live: half a minute, or four where the NAT "
+        "gives out ports of its own or lets others in",
+    )
+    parser.add_argument(
         "--within", type=float, default=0.0, metavar="S", help="a first verdict later than this is a surprise"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the NATs' and the wires' chance")
@@ -80,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
             timeout=args.timeout,
             watch=args.watch,
             within=args.within,
+            lifetime=args.lifetime,
             seed=args.seed,
             server_command=args.server,
             client_command=args.client,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from flare.lab.fabric import Path
@@ -18,6 +18,7 @@ SERVER: Final = "{flare} relay --listen {listen} --json"
 CLIENT: Final = "{flare} listen --relay {relays} --listen {listen} --reachability --json"
 DEFAULT_PATH: Final = Path(delay=0.05)
 PORTS: Final = ("tcp/4001", "udp/4001/quic-v1", "tcp/4002", "udp/4002/quic-v1")
+SLACK: Final = 1.0  # seconds by which a lifetime may be measured wrongly
 CLIENT_PORTS: Final = ("tcp/0", "udp/0/quic-v1")
 TRANSPORTS: Final = {"tcp": "tcp", "quic-v1": "udp"}
 
@@ -34,7 +35,7 @@ class Row:
     hairpin: bool | None = False
     blocked: bool = False
     step: int = 0
-    lifetime: tuple[float, float | None] | None = None
+    lifetime: tuple[float, float | None] | None = None  # alive after, gone after
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class Truth:
     public: frozenset[str]
     tcp: Row
     udp: Row
+    lifetime: float | None = 120.0  # seconds that a mapping for UDP lives which carries nothing
 
 
 def _both(verdict: str, row: Row, udp: Row | None = None) -> Truth:
@@ -54,15 +56,17 @@ def _both(verdict: str, row: Row, udp: Row | None = None) -> Truth:
 _PORT = Row(EI, APD, "preserving")
 _SYM = Row(APD, APD, "random")
 TRUTH: Final[dict[str, Truth]] = {
-    "none": _both("public", Row(NONE, EI, "preserving", None)),
-    "full": _both("public", Row(EI, EI, "preserving")),
-    "hairpin": _both("public", Row(EI, EI, "preserving", True)),
+    "none": replace(_both("public", Row(NONE, EI, "preserving", None)), lifetime=None),
+    "full": replace(_both("public", Row(EI, EI, "preserving")), lifetime=300.0),
+    "hairpin": replace(_both("public", Row(EI, EI, "preserving", True)), lifetime=300.0),
     "addr": _both("private", Row(EI, AD, "preserving")),
     "port": _both("private", _PORT),
     "port-rst": _both("private", _PORT),
     "port-acc": _both("private", _PORT),
-    "short": _both("private", _PORT),
-    "noudp": _both("private", _PORT, Row("unknown", "unknown", "unknown", None, blocked=True)),
+    "short": replace(_both("private", _PORT), lifetime=8.0),
+    "noudp": replace(
+        _both("private", _PORT, Row("unknown", "unknown", "unknown", None, blocked=True)), lifetime=None
+    ),
     "sym": _both("private", _SYM),
     "sym-seq": _both("private", Row(APD, APD, "sequential", step=1)),
     "adm": _both("private", Row(AD, APD, "random")),
@@ -76,6 +80,7 @@ class Plan:
     """One look. `timeout` seconds for all to be found out, then `watch` more for it to stay so.
 
     `within`: seconds for the first verdict; 0: it may take its time. `servers`: one cannot tell everything.
+    `lifetime`: wait for UDP's too.
     """
 
     kind: str
@@ -85,6 +90,7 @@ class Plan:
     timeout: float = 30.0
     watch: float = 0.0
     within: float = 0.0
+    lifetime: bool = False
     seed: int = 0
     server_command: str = SERVER
     client_command: str = CLIENT
@@ -136,6 +142,9 @@ class Finding:
                 found.append(f"nothing was found out about {name}")
             elif _plain(saw) != row:
                 found.append(f"{name} is {row}, and it found {_plain(saw)}")
+        life = self.rows["udp"].lifetime if "udp" in self.rows else None
+        if not _brackets(life, truth.lifetime) or (self.plan.lifetime and truth.lifetime and life is None):
+            found.append(f"UDP mappings live for {truth.lifetime} s, and it found {_life(life)}")
         if self.plan.within and self.seconds is not None and self.seconds > self.plan.within:
             found.append(f"the first verdict took {self.seconds:.1f} s")
         return found
@@ -231,6 +240,14 @@ def _row(event: dict[str, Any]) -> Row:
 def _plain(row: Row) -> Row:
     """Without what is measured in the background."""
     return Row(row.mapping, row.filtering, row.allocation, row.hairpin, row.blocked, row.step)
+
+
+def _brackets(found: tuple[float, float | None] | None, truth: float | None) -> bool:
+    """Whether a lifetime found is no lie; nothing found is none."""
+    if found is None:
+        return True
+    least, most = found
+    return truth is not None and least <= truth + SLACK and (most is None or truth <= most + SLACK)
 
 
 def _transport(addr: str) -> str | None:
