@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from flare.cli import lab
 from flare.cli.lab import add_parser
 from flare.lab import matrix, meeting
 from flare.lab.matrix import Cell, fill, plans, table
@@ -108,8 +109,30 @@ def test_the_command_line() -> None:
     args = parser.parse_args(["lab", "run", "port", "sym", "--skew-ms", "300", "--nat", "kernel", "--json"])
     assert (args.a, args.b, args.skew_ms, args.nat, args.json) == ("port", "sym", 300.0, "kernel", True)
     assert (args.peer_a, args.peer_b, args.peer_relay) == (meeting.DIALER, meeting.LISTENER, meeting.RELAY)
+    args = parser.parse_args(["lab", "matrix", "port", "--with", "sym,adm"])
+    assert (args.kinds, args.others) == (["port"], ("sym", "adm"))
     args = parser.parse_args(["lab", "matrix", "port", "--skew-ms", "0,300", "--runs", "2", "--expect"])
     assert (args.kinds, args.skew_ms, args.runs, args.expect) == (["port"], (0.0, 300.0), 2, True)
     with pytest.raises(SystemExit):
         parser.parse_args(["lab", "run", "port", "cone"])
     parser.format_help()
+
+
+def test_kinds_that_meet_others_do_not_meet_each_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    met: list[tuple[str, str]] = []
+
+    def meet(plan: Plan) -> Result:
+        met.append((plan.a, plan.b))
+        return result(plan, "relayed")
+
+    monkeypatch.setattr(matrix, "meet", meet)
+    monkeypatch.setattr(lab, "become_able", lambda: None)
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    args = parser.parse_args(["lab", "matrix", "port", "cgn", "--with", "sym", "--expect"])
+    assert lab.run(args) == 0
+    assert met == [("port", "sym"), ("cgn", "sym"), ("sym", "port"), ("sym", "cgn")]
+    assert capsys.readouterr().out.count("rows dial") == 2
+    assert lab.run(parser.parse_args(["lab", "matrix", "port", "--with", "nothing"])) == 2

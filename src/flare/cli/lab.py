@@ -69,6 +69,14 @@ def add_subcommands(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     main_kinds = ", ".join(matrix.MAIN_KINDS)
     many.add_argument("kinds", metavar="KIND", nargs="*", help=f"kinds of NAT (default: {main_kinds})")
+    many.add_argument(
+        "--with",
+        dest="others",
+        type=lambda text: tuple(text.split(",")),
+        default=(),
+        metavar="KIND,...",
+        help="let the kinds meet these, in both roles, and not each other",
+    )
     many.add_argument("--runs", type=int, default=1, metavar="N", help="runs of each pair")
     many.add_argument(
         "--skew-ms", type=_numbers, default=(0.0,), metavar="MS,...", help="skews to try (default: 0)"
@@ -205,7 +213,7 @@ def _tracer(args: argparse.Namespace) -> Tracer | None:
 
 def _matrix(args: argparse.Namespace) -> int:
     kinds = tuple(args.kinds) or matrix.MAIN_KINDS
-    unknown = [kind for kind in kinds if kind not in KINDS]
+    unknown = [kind for kind in (*kinds, *args.others) if kind not in KINDS]
     if unknown:
         print(f"flare lab: no NAT of kind {unknown[0]!r}: choose from {', '.join(KINDS)}", file=sys.stderr)
         return 2
@@ -217,14 +225,18 @@ def _matrix(args: argparse.Namespace) -> int:
         else:
             print(_sentence(result), file=sys.stderr, flush=True)
 
-    cells = []
-    for make in makes:
-        base = _plan(args, kinds[0], kinds[0], make, 0.0)
-        skews = [ms / 1000 for ms in args.skew_ms]
-        cells += list(matrix.fill(matrix.plans(base, kinds, kinds, skews), args.runs, show, args.jobs))
-    if not args.json:
-        _say(matrix.table(cells, kinds, kinds))
-    wrong = [cell for cell in cells if not cell.right]
+    sides = [(kinds, args.others), (args.others, kinds)] if args.others else [(kinds, kinds)]
+    skews = [ms / 1000 for ms in args.skew_ms]
+    every = []
+    for rows, columns in sides:
+        cells = []
+        for make in makes:
+            base = _plan(args, rows[0], columns[0], make, 0.0)
+            cells += list(matrix.fill(matrix.plans(base, rows, columns, skews), args.runs, show, args.jobs))
+        if not args.json:
+            _say(matrix.table(cells, rows, columns))
+        every += cells
+    wrong = [cell for cell in every if not cell.right]
     for cell in wrong:
         print(f"not what must come out: {cell.plan.a} to {cell.plan.b}, {cell.text()}", file=sys.stderr)
     return 1 if wrong and args.expect else 0
