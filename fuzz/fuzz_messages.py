@@ -57,7 +57,7 @@ CORPUS = tuple(
         StopMessage(StopType.CONNECT, RelayPeer(_PEER), Limit(120, 1 << 17)),
         StopMessage(StopType.STATUS, status=Status.CONNECTION_FAILED),
         HolePunch(HolePunchType.CONNECT, _ADDRS),
-        HolePunch(HolePunchType.CONNECT, _ADDRS, PunchHint(1, 3, 256, 512, 12)),
+        HolePunch(HolePunchType.CONNECT, _ADDRS, PunchHint(1, 3, 256, 512, 12, 20003, 1)),
         HolePunch(HolePunchType.SYNC),
         Identify("ipfs/0.1.0", "flare/0.1.0", _KEY.encode(), _ADDRS, _ADDRS[0], ("/a", "/b"), bytes(40)),
         NoiseHandshakePayload(_KEY.encode(), bytes(64), NoiseExtensions(("/yamux/1.0.0",), (bytes(34),))),

@@ -199,17 +199,16 @@ class Host:
         )
 
     def _foresight(self) -> Foresight:
-        return Foresight(
+        foresight = Foresight(
             mapping=self._observed.worst_mapping,
-            listening=self._listens_on_ipv4,
+            listen_addrs=lambda: self.listen_addrs,
             look=PortLook(self._engine, self.config),
             addrs_of=lambda peer: self.peers.get(peer).addrs,
             trusted=self._trusted.__contains__,
             limits=self.config.punch,
         )
-
-    def _listens_on_ipv4(self, transport: str) -> bool:
-        return any(addr.transport == transport and addr.has("ip4") for addr in self.listen_addrs)
+        self._events.subscribe(foresight.hear)
+        return foresight
 
     async def _start_listening(self) -> None:
         failures: list[OSError] = []

@@ -98,7 +98,8 @@ def test_expectations_cover_every_pair_and_are_symmetric() -> None:
     assert expected("sym", "addr") == {"direct"}
     assert expected("sym", "port") == {"relayed"}
     assert expected("sym", "port", "quic") == expected("sym-seq", "port") == {"direct"}
-    assert expected("sym", "adm", "quic") == {"relayed"}
+    assert expected("sym", "adm", "quic") == expected("sym", "sym-seq", "quic") == {"relayed"}
+    assert expected("sym-seq", "sym-seq", "quic") == {"direct"}
 
 
 def test_unknown_kind() -> None:

@@ -25,9 +25,11 @@ MAKES: tuple[Make, ...] = ("user", "kernel")
         ("sym-seq", "port", "tcp"),
         ("port-rst", "sym-seq", "any"),
         ("sym-seq", "port-acc", "quic"),
+        ("sym-seq", "sym-seq", "quic"),
+        ("sym-seq", "sym-seq", "any"),
     ],
 )
-def test_one_side_that_nobody_can_aim_at(a: str, b: str, transport: str, make: Make) -> None:
+def test_ports_that_nobody_was_told(a: str, b: str, transport: str, make: Make) -> None:
     """At the first attempt: predicted where the NAT counts, found by a search where it throws dice."""
     result = meet(Plan(a, b, make, transport))
     assert (result.outcome, result.attempts) == ("direct", 1), result.reason
@@ -43,7 +45,7 @@ def test_a_nat_that_takes_early_packets_for_its_own(a: str, b: str, skew: float,
 
 
 @pytest.mark.parametrize("make", MAKES)
-def test_two_such_nats_stay_relayed_and_say_why(make: Make) -> None:
+def test_two_random_nats_stay_relayed_and_say_why(make: Make) -> None:
     result = meet(Plan("sym", "adm", make, "quic"))
     assert result.outcome == "relayed"
     assert "both NATs give out ports of their own" in result.reason

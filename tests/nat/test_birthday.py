@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import select
 import socket
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from flare.config import PunchConfig
 from flare.nat import birthday
 from flare.nat.birthday import PROBE, TICK, WINDOW, Opener, ProbeBudget, Sockets, probe, send_probes
-from flare.nat.prediction import HIGH, LOW
+from flare.nat.prediction import random_ports
 from tests.support.aio import aio, eventually
 from tests.support.linked import now, simulated
 
@@ -88,29 +89,25 @@ class TestProbes:
     async def test_so_many_to_different_ports_of_the_one_ip_at_the_rate(self) -> None:
         wire, limits = Wire(), PunchConfig()
         budget = ProbeBudget(limits)
-        sent = await send_probes(wire, VICTIM, limits.probes, budget, chance=random.Random(1))  # type: ignore[arg-type]
+        ports = random_ports(limits.probes, random.Random(1))
+        sent = await send_probes(wire, VICTIM, ports, budget)  # type: ignore[arg-type]
         assert sent == limits.probes == len(wire.sent)
         assert {ip for _, ip, _ in wire.sent} == {VICTIM}
-        ports = {port for _, _, port in wire.sent}
-        assert len(ports) == limits.probes
-        assert all(LOW <= port <= HIGH for port in ports)
+        assert [port for _, _, port in wire.sent] == ports
         assert now() == pytest.approx(limits.probes / limits.probe_rate, abs=0.1)
 
     @simulated
     async def test_punch_after_punch_ends_at_the_ips_limit(self) -> None:
-        wire, limits = Wire(), PunchConfig(probes=512, probes_per_ip=1100)
-        budget = ProbeBudget(limits)
-        counts = [
-            await send_probes(wire, VICTIM, limits.probes, budget, chance=random.Random(n))  # type: ignore[arg-type]
-            for n in range(4)
-        ]
+        wire, budget = Wire(), ProbeBudget(PunchConfig(probes_per_ip=1100))
+        ports = range(2000, 2512)
+        counts = [await send_probes(wire, VICTIM, ports, budget) for _ in range(4)]  # type: ignore[arg-type]
         assert counts == [512, 512, 76, 0]
 
     @simulated
     async def test_a_socket_that_closes_ends_it(self) -> None:
         wire = Wire()
         sending = asyncio.ensure_future(
-            send_probes(wire, VICTIM, 512, ProbeBudget(), chance=random.Random(1))  # type: ignore[arg-type]
+            send_probes(wire, VICTIM, range(2000, 2512), ProbeBudget())  # type: ignore[arg-type]
         )
         await asyncio.sleep(0.1)
         wire.closed = True
@@ -157,6 +154,25 @@ class TestOpener:
                 except BlockingIOError:
                     break
             assert len(speakers) == FAST.sockets * FAST.socket_rounds, "the sockets of each round are new"
+
+    @aio
+    async def test_where_its_ports_are_foretold_it_keeps_its_sockets(self) -> None:
+        with peer() as far:
+            opener = Opener(
+                far.getsockname(),
+                lambda *hit: None,
+                budget=ProbeBudget(FAST),
+                sockets=Sockets(8),
+                limits=FAST,
+                fresh=False,
+            )
+            await opener.run(rtt=0.0)
+            heard = []
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    heard.append(far.recvfrom(100)[1][1])
+        assert len(set(heard)) == FAST.sockets
+        assert len(heard) == FAST.sockets * (1 + FAST.socket_rounds), "and knocks once"
 
     @aio
     async def test_what_comes_from_another_ip_is_no_hit(self) -> None:

@@ -11,11 +11,12 @@ import pytest
 
 from flare.config import PunchConfig
 from flare.errors import NetworkError
+from flare.events import AddressesChanged, NatBehaviourChanged
 from flare.nat.behaviour import Sight
 from flare.nat.birthday import Search
 from flare.nat.foresight import AGAIN, FAR, PATIENCE, SAMPLES, Foresight, Plan
 from flare.nat.observed import Mapping
-from flare.nat.prediction import WINDOW, Part, Tellable
+from flare.nat.prediction import AHEAD, SEQUENCE, WINDOW, Part, Tellable
 from flare.wire.messages import PunchHint
 from flare.wire.multiaddr import Multiaddr, is_public
 from tests.support.linked import ALICE, RELAY, linked, now, simulated
@@ -23,6 +24,7 @@ from tests.support.linked import ALICE, RELAY, linked, now, simulated
 AT_RELAY = Multiaddr("/ip4/9.8.7.6/udp/4001/quic-v1")
 AT_RELAY_TCP = Multiaddr("/ip4/9.8.7.6/tcp/4001")
 OURS = "5.6.7.8"
+LISTENING = Multiaddr("/ip4/0.0.0.0/udp/4001/quic-v1"), Multiaddr("/ip4/0.0.0.0/tcp/4001")
 DOUBTFUL = Mapping("doubtful", "one observer saw another port")
 DEPENDENT = Mapping("endpoint-dependent", "two observers saw two ports")
 FINE = Mapping("endpoint-independent", "all saw one port")
@@ -63,7 +65,7 @@ def foresight(nat: Nat, mapping: Mapping = DOUBTFUL, **values: Any) -> Foresight
     return Foresight(
         **{
             "mapping": lambda: mapping,
-            "listening": lambda transport: True,
+            "listen_addrs": lambda: LISTENING,
             "look": nat,
             "addrs_of": lambda peer: (AT_RELAY, AT_RELAY_TCP),
             **values,
@@ -92,7 +94,7 @@ class TestLooking:
             *(Multiaddr(f"/ip4/{OURS}/udp/{port}/quic-v1") for port in upcoming),
             *(Multiaddr(f"/ip4/{OURS}/tcp/{port}") for port in upcoming),
         )
-        assert seen.hint(1).predicted == 2 * WINDOW
+        assert seen.hint(1) == PunchHint(1, 1, 256, 512, predicted=2 * WINDOW, port=upcoming[0], step=1)
 
     @simulated
     async def test_right_before_an_attempt_one_more_look_suffices(self) -> None:
@@ -159,10 +161,10 @@ class TestLooking:
         [
             (FINE, {}, {}),
             (DOUBTFUL, {"trusted": lambda peer: False}, {}),
-            (DOUBTFUL, {"listening": lambda transport: False}, {}),
+            (DOUBTFUL, {"listen_addrs": lambda: (Multiaddr("/ip6/::/udp/4001/quic-v1"),)}, {}),
             (DOUBTFUL, {}, {"remote_addr": Multiaddr("/ip6/2001:db8::1/udp/1/quic-v1")}),
         ],
-        ids=["nothing to find out", "a stranger", "nothing listens", "IPv6"],
+        ids=["nothing to find out", "a stranger", "nothing listens on IPv4", "IPv6"],
     )
     @simulated
     async def test_when_nobody_is_asked(self, mapping: Mapping, values: Any, connection: Any) -> None:
@@ -184,6 +186,33 @@ class TestLooking:
         assert [transports for transports, _ in nat.looks] == [("tcp",)]
 
 
+class TestAutoNat:
+    """Whoever looked thoroughly knows better."""
+
+    @pytest.mark.parametrize(
+        ("mapping", "tellable"),
+        [
+            ("none", Tellable.YES),
+            ("endpoint-independent", Tellable.YES),
+            ("address-dependent", Tellable.NO),
+            ("address-and-port-dependent", Tellable.NO),
+            ("endpoint-dependent", Tellable.NO),
+            ("unknown", Tellable.DOUBTFUL),
+        ],
+    )
+    def test_its_word_on_udp_counts(self, mapping: str, tellable: Tellable) -> None:
+        seen = foresight(Nat(), DOUBTFUL)
+        seen.hear(NatBehaviourChanged("udp", mapping, "", "", None, ""))
+        assert seen.tellable is tellable
+        assert seen.difficult, "of TCP it said nothing"
+
+    def test_its_word_on_tcp_says_nothing_of_udp(self) -> None:
+        seen = foresight(Nat(), FINE)
+        seen.hear(NatBehaviourChanged("tcp", "address-dependent", "", "", None, ""))
+        seen.hear(AddressesChanged(()))
+        assert seen.tellable is Tellable.YES
+
+
 class TestHint:
     @pytest.mark.parametrize(
         ("mapping", "tellable"),
@@ -193,7 +222,7 @@ class TestHint:
         assert foresight(Nat(), mapping).hint(2) == PunchHint(tellable, 2, 256, 512, 0)
 
     def test_without_quic_there_is_no_search(self) -> None:
-        hint = foresight(Nat(), DEPENDENT, listening=lambda transport: transport == "tcp").hint(1)
+        hint = foresight(Nat(), DEPENDENT, listen_addrs=lambda: LISTENING[1:]).hint(1)
         assert (hint.sockets, hint.probes) == (0, 0)
 
     def test_what_is_switched_off(self) -> None:
@@ -246,6 +275,22 @@ class TestPlan:
         found = self.search(agreed(FINE, Tellable.NO), self.QUIC, "/ip4/8.8.8.8/udp/1/quic-v1")
         assert found is not None
         assert found.remote[0] == "1.2.3.4"
+
+    @pytest.mark.parametrize("initiating", [True, False])
+    def test_two_sequences_meet(self, initiating: bool) -> None:
+        plan = Plan(foresight(Nat()), initiating=initiating)
+        b, a = PunchHint(1, 1, 256, 512, 6, 20000, 1), PunchHint(2, 1, 256, 512, 6, 30000, 2)
+        plan._hints = b, a
+        aims = tuple(range(20000, 20000 + SEQUENCE))
+        if initiating:
+            assert self.search(plan, self.QUIC) == Search(Part.OPENS, ("1.2.3.4", 30000 + 2 * AHEAD), aims)
+        else:
+            assert self.search(plan, self.QUIC) == Search(Part.PROBES, ("1.2.3.4", 4001), aims)
+
+    def test_unless_one_ends_before(self) -> None:
+        plan = Plan(foresight(Nat()))
+        plan._hints = PunchHint(1, 1, 256, 512, 6, 20000, 1), PunchHint(2, 1, 256, 512, 6, 65530, 1)
+        assert self.search(plan, self.QUIC) is None
 
     def test_with_nothing_to_search_for_there_is_none(self) -> None:
         assert self.search(agreed(FINE, Tellable.YES), self.QUIC) is None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flare.lab.nat import Dependence, Nat, NatConfig
@@ -14,14 +15,18 @@ from flare.lab.packet import address, udp_packet
 from flare.lab.ports import PortAllocation, Random, Sequential
 from flare.nat.behaviour import MAX_STEP, STRANGERS, Sight
 from flare.nat.prediction import (
+    AHEAD,
     HIGH,
     LOW,
+    SEQUENCE,
     SHARED,
     WINDOW,
     Part,
     Tellable,
     attempts_worth,
+    counting,
     forecast,
+    meeting,
     misses,
     parts,
     random_ports,
@@ -141,6 +146,68 @@ def rendezvous(seed: int, allocation: PortAllocation, *, sockets: int, probes: i
             if far.from_outside(out, 0.1):
                 return True
     return False
+
+
+def two_sequences(opener_gave: int, prober_gave: int, *, steps: tuple[int, int] = (1, 1)) -> bool:
+    """A meeting on the lab's NATs, which gave some ports to others since the two hints."""
+    apd = Dependence.ADDRESS_AND_PORT_DEPENDENT
+    ips, homes = (address("1.2.3.4"), address("5.6.7.8")), (address("10.1.0.2"), address("10.2.0.2"))
+    near, far = (
+        Nat(NatConfig(apd, apd, allocation=Sequential(step=step)), ip, address("10.9.0.1"))
+        for ip, step in zip(ips, steps, strict=True)
+    )
+    hints = [replace(hint(NO), port=20000, step=step) for step in steps]
+    for nat, home, gave in ((near, homes[0], opener_gave), (far, homes[1], prober_gave)):
+        for number in range(gave):
+            nat.from_inside(udp_packet((home, 1), (address("9.9.9.9"), 1 + number), b"x"), 0.0)
+    met, aims = meeting(hints[0], hints[1])
+    for port in aims:
+        far.from_inside(udp_packet((homes[1], 4001), (ips[0], port), b"probe"), 0.1)
+    for number in range(SEQUENCE):
+        for _, out in near.from_inside(udp_packet((homes[0], 30000 + number), (ips[1], met), b"open"), 0.2):
+            if far.from_outside(out, 0.2):
+                return True
+    return False
+
+
+class TestMeeting:
+    """Two sequences."""
+
+    @given(st.integers(0, AHEAD), st.data(), st.integers(1, 3), st.integers(1, 3))
+    @settings(max_examples=30)
+    def test_they_meet_whatever_both_gave_to_others_up_to_a_sum(
+        self, opener_gave: int, data: st.DataObject, one: int, other: int
+    ) -> None:
+        prober_gave = data.draw(st.integers(0, AHEAD - opener_gave))
+        assert two_sequences(opener_gave, prober_gave, steps=(one, other))
+
+    def test_and_past_it_do_not(self) -> None:
+        assert two_sequences(AHEAD, 0)
+        assert two_sequences(0, AHEAD)
+        assert not two_sequences(AHEAD + 1, 0)
+        assert not two_sequences(0, AHEAD + 1)
+
+    @given(
+        st.builds(PunchHint, *[st.integers(0, 2**32 - 1)] * 7),
+        st.builds(PunchHint, *[st.integers(0, 2**32 - 1)] * 7),
+    )
+    def test_whatever_a_peer_says_ports_are_ports_and_few(self, one: PunchHint, other: PunchHint) -> None:
+        met, aims = meeting(one, other)
+        assert bool(met) is bool(aims)
+        assert len(aims) in (0, SEQUENCE)
+        assert all(LOW <= port <= HIGH for port in (met, *aims) if met)
+
+    def test_who_counts_and_can_be_aimed_at_is_not_searched_for(self) -> None:
+        counts = replace(hint(DOUBTFUL), port=20000, step=1)
+        assert parts(counts, replace(counts, mapping=YES)) == (OPENS, PROBES)
+        assert counting(counts, replace(counts, mapping=NO))
+        assert not counting(counts, replace(counts, mapping=YES))
+        assert not counting(counts, hint(NO))
+
+    @pytest.mark.parametrize("attempt", [1, 2, 3])
+    def test_both_take_turns(self, attempt: int) -> None:
+        counts = replace(hint(NO, attempt), port=20000, step=1)
+        assert parts(counts, counts) == ((PROBES, OPENS) if attempt == 2 else (OPENS, PROBES))
 
 
 class TestChance:

@@ -395,7 +395,11 @@ def seeing(kind: str, look: Any = None) -> dict[str, Any]:
         return {}
 
     mapping = observed.Mapping(kind, f"our NAT's mapping is {kind}")
-    foresight = Foresight(mapping=lambda: mapping, listening=lambda transport: True, look=look or scattered)
+    foresight = Foresight(
+        mapping=lambda: mapping,
+        listen_addrs=lambda: (Multiaddr("/ip4/0.0.0.0/udp/4001/quic-v1"),),
+        look=look or scattered,
+    )
     return {"mapping": lambda: mapping, "foresight": foresight, "agent": lambda peer: "flare/0.1.0"}
 
 

@@ -98,7 +98,7 @@ STRATEGIES: dict[type[Message], st.SearchStrategy[Any]] = {
         HolePunch,
         st.sampled_from(HolePunchType),
         many(addrs),
-        st.none() | st.builds(PunchHint, u32, u32, u32, u32, u32),
+        st.none() | st.builds(PunchHint, *[u32] * 7),
     ),
     Identify: st.builds(
         Identify,

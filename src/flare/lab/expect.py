@@ -4,13 +4,13 @@ from __future__ import annotations
 
 # direct: a hole punch works. Ports that are given out in sequence are predicted, random ones over UDP are
 # searched for (flare.nat.birthday: one run in 3,000 fails). relayed: the ports that matter cannot be known.
-# either: two sequences may be predicted at once, which is allowed and not demanded.
+# either: two sequences may be predicted at once over TCP too, which is allowed and not demanded.
 _TCP = """
                open     addr     port     seq      sym
     open       direct   direct   direct   direct   direct
     addr                direct   direct   direct   direct
     port                         direct   direct   relayed
-    seq                                   either   either
+    seq                                   either   relayed
     sym                                            relayed
 """
 _UDP = """
@@ -18,7 +18,7 @@ _UDP = """
     open       direct   direct   direct   direct   direct
     addr                direct   direct   direct   direct
     port                         direct   direct   direct
-    seq                                   either   either
+    seq                                   direct   relayed
     sym                                            relayed
 """
 _CLASSES = {

@@ -21,15 +21,14 @@ import asyncio
 import contextlib
 import logging
 import os
-import random
 import socket
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from flare.config import PunchConfig
-from flare.nat.prediction import Part, random_ports
+from flare.nat.prediction import Part
 from flare.transport.quic_engine import Address
 
 if TYPE_CHECKING:
@@ -46,10 +45,14 @@ WINDOW: Final = 60.0  # seconds for which PunchConfig.probes_per_ip counts
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """Our part in one, and the peer's IP and port: whom sockets send to, whose IP is probed."""
+    """Our part in one, and the peer's IP and port: whom sockets send to, whose IP is probed.
+
+    `sequence` are the ports that the opener's sockets will have, where they can be foretold.
+    """
 
     part: Part
     remote: tuple[str, int]
+    sequence: tuple[int, ...] = ()
 
 
 def probe() -> bytes:
@@ -98,17 +101,16 @@ class ProbeBudget:
                 del self._sent[ip]
 
 
-async def send_probes(
-    socket: UdpSocket, ip: str, count: int, budget: ProbeBudget, *, chance: random.Random
-) -> int:
-    """Send to `count` random ports of `ip`, as fast as the budget allows; returns how many went out."""
+async def send_probes(socket: UdpSocket, ip: str, ports: Sequence[int], budget: ProbeBudget) -> int:
+    """Send to `ports` of `ip` in turn, as fast as the budget allows; returns how many went out."""
     loop = asyncio.get_running_loop()
-    ports = random_ports(count, chance)
-    while ports and not socket.closed and budget.room(ip, loop.time()):
-        for _ in range(budget.take(ip, len(ports), loop.time())):
-            socket.send_raw((ip, ports.pop()), probe())
+    sent = 0
+    while sent < len(ports) and not socket.closed and budget.room(ip, loop.time()):
+        for _ in range(budget.take(ip, len(ports) - sent, loop.time())):
+            socket.send_raw((ip, ports[sent]), probe())
+            sent += 1
         await asyncio.sleep(TICK)
-    return count - len(ports)
+    return sent
 
 
 class Sockets:
@@ -143,7 +145,7 @@ class Sockets:
 
 class Opener:
     """The side with many sockets. `on_hit(sock, sender)` gets each socket that something of the peer's IP
-    came to; that is unread, and the socket is the callback's.
+    came to; that is unread, and the socket is the callback's. `fresh` False: each round has the same sockets.
     """
 
     def __init__(
@@ -154,6 +156,7 @@ class Opener:
         budget: ProbeBudget,
         sockets: Sockets,
         limits: PunchConfig,
+        fresh: bool = True,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._remote = remote[:2]
@@ -161,6 +164,7 @@ class Opener:
         self._budget = budget
         self._sockets = sockets
         self._limits = limits
+        self._fresh = fresh
         self._sleep = sleep
         self._loop = asyncio.get_running_loop()
         self._open: dict[socket.socket, None] = {}
@@ -170,8 +174,9 @@ class Opener:
         hold = max(LINGER, 1.5 * rtt)
         try:
             for number in range(self._limits.socket_rounds):
-                self._close_all()
-                self._open_some()
+                if number == 0 or self._fresh:
+                    self._close_all()
+                    self._open_some()
                 if number == 0:
                     await self._knock()
                 await self._speak()

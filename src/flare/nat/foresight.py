@@ -14,10 +14,21 @@ from typing import TYPE_CHECKING, Final
 
 from flare.config import PunchConfig
 from flare.errors import FlareError
+from flare.events import Event, NatBehaviourChanged
 from flare.nat import observed
+from flare.nat.behaviour import Mapping as Behaviour
 from flare.nat.behaviour import Sight
 from flare.nat.birthday import Search
-from flare.nat.prediction import Part, Tellable, attempts_worth, forecast, parts, step_of
+from flare.nat.prediction import (
+    Part,
+    Tellable,
+    attempts_worth,
+    counting,
+    forecast,
+    meeting,
+    parts,
+    step_of,
+)
 from flare.protocols.dcutr import initiator
 from flare.wire.messages import PunchHint
 from flare.wire.multiaddr import Multiaddr
@@ -34,27 +45,31 @@ FAR: Final = 4096  # ports between two looks at most: else it is another NAT, or
 AGAIN: Final = 60.0  # seconds after which a NAT that was found not to count is looked at again
 TRANSPORTS: Final = ("quic-v1", "tcp")
 
+_JUDGED: Final[dict[Behaviour, Tellable]] = {
+    kind: Tellable.NO if kind.depends else Tellable.YES for kind in Behaviour if kind is not Behaviour.UNKNOWN
+}
+
 Look = Callable[["PeerId", Mapping[str, Multiaddr], int], Awaitable[Mapping[str, Sequence[Sight]]]]
 """`look(relay, addrs, samples)`: so many fresh ports of each transport, as the relay at `addrs` sees them."""
 
 
 class Foresight:
-    """`mapping` is what is known of our NAT, `listening` whether a transport listens on IPv4, `look` asks a
-    relay, `addrs_of` are the addresses that a peer told, `trusted` are relays of ours.
+    """`mapping` is what is known of our NAT, `look` asks a relay, `addrs_of` are the addresses that a peer
+    told, `trusted` are relays of ours.
     """
 
     def __init__(
         self,
         *,
         mapping: Callable[[], observed.Mapping],
-        listening: Callable[[str], bool],
+        listen_addrs: Callable[[], Sequence[Multiaddr]],
         look: Look,
         addrs_of: Callable[[PeerId], Sequence[Multiaddr]] = lambda peer: (),
         trusted: Callable[[PeerId], bool] = lambda peer: True,
         limits: PunchConfig | None = None,
     ) -> None:
         self._mapping = mapping
-        self._listening = listening
+        self._listen_addrs = listen_addrs
         self._look = look
         self._addrs_of = addrs_of
         self._trusted = trusted
@@ -64,38 +79,62 @@ class Foresight:
         self._last: dict[str, Sight] = {}
         self._looking: asyncio.Task[None] | None = None
         self._looked_at = float("-inf")
+        self._judged: Tellable | None = None
 
     # -- what is known
 
     @property
     def tellable(self) -> Tellable:
-        """Whether others can be told where to aim at us."""
+        """Whether others can be told where to aim at us over UDP."""
+        if self._judged is not None:
+            return self._judged
         kind = self._mapping().kind
         if kind == "endpoint-dependent":
             return Tellable.NO
         return Tellable.DOUBTFUL if kind == "doubtful" else Tellable.YES
 
     @property
+    def difficult(self) -> bool:
+        """Whether something speaks against what others see as our addresses, of any transport."""
+        doubted = self._mapping().kind in ("endpoint-dependent", "doubtful")
+        return doubted or self.tellable is not Tellable.YES
+
+    def _listening(self, transport: str) -> bool:
+        """On IPv4: who has IPv6 hardly has such a NAT."""
+        return any(addr.transport == transport and addr.has("ip4") for addr in self._listen_addrs())
+
+    def hear(self, event: Event) -> None:
+        """Somebody looked at our NAT thoroughly (flare.AutoNat): that is better than what we guess."""
+        if isinstance(event, NatBehaviourChanged) and event.transport == "udp":
+            self._judged = _JUDGED.get(Behaviour(event.mapping))
+
+    @property
     def addrs(self) -> tuple[Multiaddr, ...]:
         """The addresses that our NAT will give us next, where it gives them in sequence."""
-        if not self._steps or self.tellable is Tellable.YES:
-            return ()
-        last = {transport: sight.seen[1] for transport, sight in self._last.items()}
         return tuple(
             Multiaddr.from_socket((self._last[transport].seen[0], port), transport)
-            for transport, ports in forecast(self._steps, last).items()
+            for transport, ports in self._forecast().items()
             for port in ports
         )
+
+    def _forecast(self) -> dict[str, tuple[int, ...]]:
+        if not self._steps or not self.difficult:
+            return {}
+        return forecast(self._steps, {transport: sight.seen[1] for transport, sight in self._last.items()})
 
     def hint(self, attempt: int) -> PunchHint:
         """What we tell a flare."""
         able = self._listening("quic-v1")
+        upcoming = self._forecast()
+        ports = upcoming.get("quic-v1", ())
         return PunchHint(
             mapping=int(self.tellable),
             attempt=attempt,
             sockets=self._limits.sockets if able else 0,
             probes=self._limits.probes if able else 0,
-            predicted=len(self.addrs),
+            predicted=sum(map(len, upcoming.values())),
+            port=ports[0] if ports else 0,
+            step=self._steps["quic-v1"] if ports else 0,
         )
 
     # -- looking
@@ -103,7 +142,7 @@ class Foresight:
     def met(self, connection: Connection) -> None:
         """There is a direct connection: if it is a relay's, our ports can be seen from there."""
         peer = connection.remote_peer
-        if not self._trusted(peer) or self.tellable is Tellable.YES:
+        if not self._trusted(peer) or not self.difficult:
             return
         ip = connection.remote_addr.ip
         if ip is None or ip.version != 4:
@@ -136,7 +175,7 @@ class Foresight:
 
     async def ready(self) -> None:
         """Before an attempt: wait a little for the last word on our ports."""
-        if self.tellable is Tellable.YES:
+        if not self.difficult:
             return
         self._start()
         if self._looking is not None:
@@ -144,7 +183,7 @@ class Foresight:
 
     def refresh(self) -> None:
         """An attempt may come, or one used ports up."""
-        if self.tellable is not Tellable.YES:
+        if self.difficult:
             self._start()
 
     async def _see(self, relay: PeerId, addrs: Mapping[str, Multiaddr], samples: int) -> None:
@@ -242,11 +281,20 @@ class Plan(initiator.Plan):
 
         Only a public IPv4 address that is not ours too: then the peer is behind the same NAT.
         """
-        part = parts(*self._hints)[not self._initiating] if self._hints is not None else Part.NOTHING
+        if self._hints is None:
+            return None
+        part = parts(*self._hints)[not self._initiating]
         if part is Part.NOTHING:
             return None
+        sequence: tuple[int, ...] = ()
+        met = 0
+        if counting(*self._hints):
+            opening = self._initiating is (part is Part.OPENS)  # whether it is the initiator that opens
+            met, sequence = meeting(*(self._hints if opening else self._hints[::-1]))
+            if not met:
+                return None
         for addr in targets:
             ip, transport, port = addr.endpoint or ("", "", 0)
             if transport == "quic-v1" and ":" not in ip and is_public(addr) and ip not in own_ips:
-                return Search(part, (ip, port))
+                return Search(part, (ip, met if met and part is Part.OPENS else port), sequence)
         return None

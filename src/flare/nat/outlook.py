@@ -12,15 +12,15 @@ What stands before a host, and what it does to somebody it has not spoken to:
 
 How two of them meet, over UDP and over TCP where that differs. Directly: the one that is open is dialled, or
 a hole is punched. By prediction: the port that a symmetric NAT will choose is foretold, or over UDP found by
-a search (flare.nat.prediction, flare.nat.birthday). Only by relay: neither, or not so that one could count on
-it. flare.lab.expect says what physics allows.
+a search (flare.nat.prediction, flare.nat.birthday). Only by relay: neither. flare.lab.expect says what
+physics allows.
 
 |      | open     | addr     | port     | seq                      | sym                      |
 |------|----------|----------|----------|--------------------------|--------------------------|
 | open | directly | directly | directly | directly                 | directly                 |
 | addr |          | directly | directly | directly                 | directly                 |
 | port |          |          | directly | by prediction            | UDP by prediction, relay |
-| seq  |          |          |          | relay, TCP by prediction | relay                    |
+| seq  |          |          |          | by prediction            | relay                    |
 | sym  |          |          |          |                          | relay                    |
 
 Where what is before us is known in part only, each NAT that it may be is looked up; if they differ, the
@@ -105,7 +105,7 @@ _UDP: Final = (
     (_D, _D, _D, _D, _D),
     (_D, _D, _D, _D, _D),
     (_D, _D, _D, _P, _P),
-    (_D, _D, _P, _R, _R),
+    (_D, _D, _P, _P, _R),
     (_D, _D, _P, _R, _R),
 )
 _TCP: Final = (

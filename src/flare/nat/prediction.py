@@ -20,6 +20,7 @@ ports of the first one's IP (`misses`). Two parts, so each must know its own (`p
 | DOUBTFUL         | NO               | A                                                 | all      |
 | DOUBTFUL         | DOUBTFUL         | B on the first attempt, A on the second           | 2        |
 | NO               | NO               | nobody: about 54,000 probes a side would be needed | 1        |
+| not YES, counts  | not YES, counts  | B on odd attempts, A on even ones (`meeting`)      | all      |
 | YES              | YES              | nobody: there is nothing to search for            | all      |
 """
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 LOW: Final = 1024  # the first port that NATs give out
 HIGH: Final = 65535
 WINDOW: Final = 6  # ports foretold of one transport: the peer tries 16 addresses at most
+SEQUENCE: Final = 64  # sockets, and ports that are probed, where two sequences are to meet
+AHEAD: Final = 48  # ports that both sides together may have given to others by then
 SHARED: Final = 64  # ports apart at most: then both transports draw from one sequence
 
 
@@ -102,6 +105,20 @@ def forecast(
     return found
 
 
+def meeting(opener: PunchHint, prober: PunchHint) -> tuple[int, tuple[int, ...]]:
+    """Where two sequences meet: the prober's port that all sockets send to, and the ports that are probed.
+
+    The prober sends to the opener's next ports in turn, and each packet leaves from the next port of its own:
+    one leaves from the one that the sockets send to, and has one of the sockets for its aim, as long as both
+    sides together gave no more than AHEAD ports to others meanwhile. (0, ()) when a sequence ends before.
+    """
+    met = prober.port + AHEAD * prober.step
+    aims = upcoming(opener.port - opener.step, opener.step, SEQUENCE) if 0 < opener.step <= MAX_STEP else ()
+    if min(opener.port, prober.port) < LOW or met > HIGH or len(aims) < SEQUENCE:
+        return 0, ()
+    return met, aims
+
+
 # Chance
 
 
@@ -121,10 +138,17 @@ def random_ports(count: int, chance: random.Random) -> list[int]:
 # Who does what
 
 
+def counting(one: PunchHint, other: PunchHint) -> bool:
+    """Whether both NATs give ports in sequence, so that neither can be aimed at and both be foretold."""
+    return all(hint.port and hint.mapping != Tellable.YES for hint in (one, other))
+
+
 def parts(initiator: PunchHint, responder: PunchHint) -> tuple[Part, Part]:
     """The initiator's and the responder's part in the attempt that the initiator's hint numbers."""
     b, a = Tellable.of(initiator.mapping), Tellable.of(responder.mapping)
-    if b is a is Tellable.DOUBTFUL:
+    if counting(initiator, responder):
+        b_opens = initiator.attempt % 2 == 1
+    elif b is a is Tellable.DOUBTFUL:
         if initiator.attempt > 2:
             return Part.NOTHING, Part.NOTHING
         b_opens = initiator.attempt != 2

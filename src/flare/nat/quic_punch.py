@@ -26,12 +26,13 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flare.config import PunchConfig, Timeouts
 from flare.errors import FlareError, PunchFailed
 from flare.nat.birthday import OWN_NAT, Opener, ProbeBudget, Search, Sockets, send_probes
-from flare.nat.prediction import Part
+from flare.nat.prediction import Part, random_ports
 from flare.nat.simultaneous import SETTLE, TcpPunch
 from flare.protocols.dcutr import CLIENT
 from flare.wire.multiaddr import Multiaddr
@@ -253,10 +254,20 @@ class _Race:
         """Our part in the search for a port, until the punch is over."""
         punch, ip = self._punch, search.remote[0]
         await asyncio.sleep(SEARCH_AFTER + self._rtt)
+        limits, sequence = punch.limits, search.sequence
         if search.part is Part.OPENS:
-            await Opener(
-                search.remote, self._hit, budget=punch.budget, sockets=punch.sockets, limits=punch.limits
-            ).run(rtt=self._rtt)
+            if sequence:
+                sockets = min(limits.sockets, len(sequence))
+                limits = replace(limits, sockets=sockets, probes=len(sequence))
+            opener = Opener(
+                search.remote,
+                self._hit,
+                budget=punch.budget,
+                sockets=punch.sockets,
+                limits=limits,
+                fresh=not sequence,
+            )
+            await opener.run(rtt=self._rtt)
             return
         try:
             socket = punch.quic.socket_for(ipaddress.ip_address(ip))
@@ -264,7 +275,8 @@ class _Race:
             self._errors.append(str(error))
             return
         with socket.expect(ip, self._heard):
-            await send_probes(socket, ip, punch.limits.probes, punch.budget, chance=punch.chance)
+            ports = sequence or random_ports(limits.probes, punch.chance)
+            await send_probes(socket, ip, ports, punch.budget)
             await asyncio.sleep(punch.timeouts.punch)
 
     def _hit(self, sock: socket.socket, remote: Address) -> None:

@@ -132,7 +132,8 @@ class PunchHint(Message):
 
     `mapping` is a value of flare.nat.prediction.Tellable, `attempt` counts from 1, `sockets` and `probes` are
     how many it would open and send in a search for ports (0: none), `predicted` how many of its addresses are
-    a forecast. Only peers whose agent is flare's are told.
+    a forecast, `port` the next one over UDP (0: nobody knows) and `step` what follows it by. Only peers whose
+    agent is flare's are told.
     """
 
     mapping: Annotated[int, 1, UINT32] = 0
@@ -140,6 +141,8 @@ class PunchHint(Message):
     sockets: Annotated[int, 3, UINT32] = 0
     probes: Annotated[int, 4, UINT32] = 0
     predicted: Annotated[int, 5, UINT32] = 0
+    port: Annotated[int, 6, UINT32] = 0
+    step: Annotated[int, 7, UINT32] = 0
 
 
 @message
