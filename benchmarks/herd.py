@@ -21,6 +21,7 @@ SCENARIOS = {
     "two relays, both held": Scenario(),
     "three relays, two held": Scenario(relays=3),
     "three relays, one held": Scenario(relays=3, wanted=1),
+    "three relays, one held; it drains for 25 s": Scenario(relays=3, wanted=1, drain=25),
     "its machine dies silently for 30 s": Scenario(relays=1, wanted=1, down=30, silent=True),
     "its clients are four at each of 250 addresses": Scenario(relays=1, wanted=1, sites=250),
     "one relay, back at once, if the first wait were 1 s": Scenario(

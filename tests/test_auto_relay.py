@@ -18,7 +18,7 @@ from flare.events import (
     RelayDropped,
     ReservationAccepted,
 )
-from flare.nat.relay_choice import State
+from flare.nat.relay_candidate import State
 from flare.nat.relay_sources import FoundRelay
 from flare.protocols.relay import HOP_PROTOCOL
 from flare.wire.peer_id import PeerId
@@ -117,6 +117,17 @@ class TestHolding:
                 await seen.first(ReservationAccepted, lambda event: event.relay == mine.peer_id)
                 assert auto.relays == (other.peer_id,)
             assert {r.relay for r in ours.places.reservations} == {mine.peer_id}
+
+    @aio
+    async def test_a_relay_of_the_hosts_own_is_not_its_business(self) -> None:
+        async with relays(1) as (_, ((mine, service),)), client(relays=[at(mine)]) as ours:
+            seen = Seen(ours)
+            await seen.first(ReservationAccepted)
+            async with flare.AutoRelay(ours, [at(mine)], config=QUICK) as auto:
+                await eventually(lambda: auto.candidates and auto.candidates[0].failures)
+                assert auto.relays == ()
+            assert service.reservations == 1, "and it is kept"
+            assert any(addr.is_circuit for addr in ours.addrs)
 
     @aio
     async def test_misuse(self) -> None:

@@ -21,7 +21,7 @@ from .events import (
     ReservationAccepted,
 )
 from .nat.reachability import Reachable
-from .nat.relay_choice import Candidate
+from .nat.relay_candidate import Candidate
 from .nat.relay_keeping import RelayKeeping
 from .nat.relay_sources import RelaySource
 from .nat.relay_sources.connected import ConnectedRelays, Peer
@@ -199,8 +199,8 @@ class _Hands:
         others = any(stream.protocol not in HOUSEKEEPING for stream in connection.streams)
         return others or any(other.relay == peer for other in self._host.connections)
 
-    def keep(self, relay: Multiaddr, dial: Dial, on_trouble: OnTrouble, *, trusted: bool) -> None:
-        self._host.places.keep(relay, dial=dial, on_trouble=on_trouble, trusted=trusted)
+    def keep(self, relay: Multiaddr, dial: Dial, on_trouble: OnTrouble, *, trusted: bool) -> bool:
+        return self._host.places.keep(relay, dial=dial, on_trouble=on_trouble, trusted=trusted)
 
     async def leave(self, relay: Multiaddr, *, hang_up: bool) -> None:
         await self._host.places.leave(relay)

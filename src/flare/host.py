@@ -165,6 +165,7 @@ class Host:
             on_event=self._events.emit,
             on_change=self._addrs_changed,
             on_connection=self._adopt,
+            is_public=self.is_public,
         )
         self._puncher = self._make_puncher() if self._punch else None
         self._network = HostNetwork(self, look_again=self._look_again, hurry=self.places.hurry)

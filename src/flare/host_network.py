@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("flare.host")
 
 CHECK: Final = 3.0  # seconds for an answer over an address that may be gone
-AT_ONCE: Final = 32  # connections checked at the same time
+AT_ONCE: Final = 64  # connections checked at the same time,
+MAX_CHECKED: Final = 1024  # ... and in all, relays first: the rest is left to their keepalive
 SETTLE: Final = 0.05  # seconds in which who held a connection that was ended hears of it
 
 
@@ -87,7 +88,8 @@ class HostNetwork:
         self._look_again()
         self._host.emit(NetworkChanged(said, tuple(sorted(gone))))
         self._hurry()
-        self._tasks.start(self._check(list(suspects)), "checking connections")
+        first = sorted(suspects, key=lambda connection: not self._host.places.knows(connection.remote_peer))
+        self._tasks.start(self._check(first[:MAX_CHECKED]), "checking connections")
 
     async def _check(self, suspects: list[Connection]) -> None:
         """End those that do not answer, then hurry whoever needed them."""

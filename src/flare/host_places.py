@@ -39,6 +39,7 @@ class Places:
         on_event: Callable[[ReservationAccepted | ReservationLost], None],
         on_change: Callable[[], None],
         on_connection: Callable[[Connection], None],
+        is_public: Callable[[Multiaddr], bool],
     ) -> None:
         self._client = RelayClient(
             local_peer=identity.peer_id,
@@ -54,6 +55,7 @@ class Places:
         self._handlers = handlers
         self._trusted = trusted
         self._on_connection = on_connection
+        self._is_public = is_public
         self.hurry = self._client.hurry
         self.knows = self._client.knows
         self.close = self._client.close
@@ -65,13 +67,20 @@ class Places:
         dial: Dial | None = None,
         on_trouble: OnTrouble = lambda error, held: None,
         trusted: bool = True,
-    ) -> None:
-        """Keep a reservation on `relay` (an address with /p2p) from now on; see RelayClient.add."""
+    ) -> bool:
+        """Keep a reservation on `relay` (an address with /p2p) from now on; see RelayClient.add.
+
+        Of a relay that is not `trusted` only public addresses are told others. False: there is one already.
+        """
+        if dial is not None and any(kept.peer_id == relay.peer_id for kept in self._client.relays):
+            return False
         if trusted and relay.peer_id is not None:
             self._trusted.add(relay.peer_id)
         if stop.PROTOCOL not in self._handlers.protocols:
             self._handlers.add(stop.PROTOCOL, self._serve_stop)
-        self._client.add(relay, dial=dial, on_trouble=on_trouble)
+        may_tell = (lambda addr: True) if trusted else self._is_public
+        self._client.add(relay, dial=dial, on_trouble=on_trouble, may_tell=may_tell)
+        return True
 
     async def leave(self, relay: Multiaddr) -> None:
         """Keep none there any more; the connection stays open."""

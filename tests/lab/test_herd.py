@@ -46,6 +46,12 @@ def test_the_others_bear_it_when_one_of_three_goes() -> None:
     assert outcome.without_any <= 10
 
 
+def test_a_relay_that_drains_is_left_before_it_goes_and_without_a_herd() -> None:
+    outcome = run(Scenario(relays=3, wanted=1, drain=25, seed=7, **QUARTER))
+    bearable(outcome)
+    assert outcome.without_any == 0
+
+
 def test_its_machine_dies_without_a_word() -> None:
     bearable(run(Scenario(relays=1, wanted=1, down=30, silent=True, seed=7, **QUARTER)))
 

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flare.config import AutoRelayConfig
-from flare.nat.relay_choice import (
-    _TRANSITIONS,
+from flare.nat.relay_candidate import (
     FAILURE,
     LIMITED,
     SAME_IP,
@@ -20,12 +19,12 @@ from flare.nat.relay_choice import (
     TIGHT,
     UNMEASURED,
     Candidate,
-    Decision,
     Leaving,
-    RelayChoice,
     State,
     Trouble,
+    score,
 )
+from flare.nat.relay_choice import _TRANSITIONS, Decision, RelayChoice
 from flare.wire.keys import Identity
 from flare.wire.messages import Limit
 from flare.wire.multiaddr import Multiaddr
@@ -123,7 +122,7 @@ class TestChoosing:
 
 class TestScores:
     def cost(self, made: RelayChoice, peer: PeerId, now: float = 0, beside: Sequence[PeerId] = ()) -> float:
-        return made.score(known(made, peer), now, [known(made, other) for other in beside])
+        return score(known(made, peer), now, [known(made, other) for other in beside])
 
     def test_latency(self) -> None:
         made = offered(A, B)

@@ -11,7 +11,7 @@ from flare.config import ReservationConfig
 from flare.errors import ConnectionClosed, DialFailed, FlareError, ReservationRefused
 from flare.events import ReservationAccepted, ReservationLost
 from flare.lab import virtual
-from flare.nat.relays import RelayClient
+from flare.nat.relays import MAX_TOLD, RelayClient
 from flare.protocols.relay.reserve import RelayReservation
 from flare.wire.multiaddr import Multiaddr
 from tests.support.linked import ALICE, RELAY, RELAY_ADDR, End, linked, now, simulated
@@ -26,6 +26,7 @@ class Bench:
 
     def __init__(self, *, ttl: float = 3600, skew: float = 0, share: float = 1.0) -> None:
         self.ttl, self.skew = ttl, skew
+        self.told: tuple[Multiaddr, ...] = (OTHER,)
         self.dialled: list[float] = []
         self.reserved: list[float] = []
         self.events: list[tuple[float, Any]] = []
@@ -57,7 +58,7 @@ class Bench:
         if self.reserve_error is not None:
             raise self.reserve_error
         expires = int(virtual.unix() + self.ttl + self.skew)
-        return RelayReservation(RELAY.peer_id, expires, (OTHER,), None, None)
+        return RelayReservation(RELAY.peer_id, expires, self.told, None, None)
 
     async def __aenter__(self) -> Bench:
         self.client.add(AT)
@@ -260,6 +261,27 @@ class TestLoss:
         async with bench:
             assert dialled == [AT]
             assert bench.client.addrs
+
+
+class TestTold:
+    """Of what a relay calls its own addresses."""
+
+    @simulated
+    async def test_those_that_may_be(self) -> None:
+        bench = Bench()
+        bench.client.add(AT, may_tell=lambda addr: False)
+        async with bench:
+            assert bench.client.addrs == (Multiaddr(f"{AT}/p2p-circuit/p2p/{ALICE.peer_id}"),)
+
+    @simulated
+    async def test_so_many_at_the_limit_and_one_past(self) -> None:
+        for count, expected in ((MAX_TOLD, MAX_TOLD), (MAX_TOLD + 1, MAX_TOLD)):
+            bench = Bench()
+            bench.told = tuple(
+                Multiaddr(f"/ip4/9.8.7.7/tcp/{port}/p2p/{RELAY.peer_id}") for port in range(1, count + 1)
+            )
+            async with bench:
+                assert len(bench.client.addrs) == 1 + expected
 
 
 class TestHurry:

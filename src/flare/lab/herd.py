@@ -49,6 +49,7 @@ class Scenario:
     wanted: int = 2  # reservations that each client holds
     down: float = 5.0
     silent: bool = False  # the relay's machine dies: nothing tells its clients
+    drain: float = 0.0  # before it goes it tells all that it relays no longer, and refuses for so long
     sites: int = 1000  # IP addresses that the clients are spread over
     capacity: float = CAPACITY
     rtt: float = 0.05
@@ -122,7 +123,7 @@ class Relay:
         self.capacity = scenario.capacity
         self.limits = limits
         self.up = True
-        self.silent = False
+        self.silent = self.draining = False
         self.ends: set[End] = set()
         self.begun: list[float] = []  # when handshakes began
         self.attempts: list[float] = []
@@ -136,7 +137,13 @@ class Relay:
         clock = asyncio.get_running_loop().time
         self.book = ReservationBook(self.limits, virtual.unix, clock)
         self.admission = Admission(HostLimits(), clock=clock, descriptors=1 << 20)
-        self.up, self.silent, self._free_at = True, False, clock()
+        self.up, self.silent, self.draining, self._free_at = True, False, False, clock()
+
+    def drains(self) -> None:
+        """All are told in one moment; what they hold they keep."""
+        self.draining = True
+        for end in self.ends:
+            asyncio.get_running_loop().call_later(self.rtt, end.client.keeping.drains, self.peer)
 
     def dies(self, *, silent: bool) -> None:
         """All connections are gone; the clients hear of it unless the machine died too."""
@@ -187,6 +194,9 @@ class Relay:
         await asyncio.sleep(self.rtt)
         if end.closed or end not in self.ends:
             raise ConnectionClosed("gone")
+        if self.draining:
+            self.refused["draining"] += 1
+            raise ReservationRefused("draining")
         try:
             held, _ = self.book.reserve(end.local_peer, end.ip, end)
         except ResourceLimit as error:
@@ -264,8 +274,9 @@ class Client:
         await connection.close()
         return True
 
-    def keep(self, relay: Multiaddr, dial: Dial, on_trouble: OnTrouble, *, trusted: bool) -> None:
+    def keep(self, relay: Multiaddr, dial: Dial, on_trouble: OnTrouble, *, trusted: bool) -> bool:
         self.client.add(relay, dial=dial, on_trouble=on_trouble)
+        return True
 
     async def leave(self, relay: Multiaddr, *, hang_up: bool) -> None:
         await self.client.remove(relay)
@@ -302,6 +313,9 @@ async def _run(scenario: Scenario, tell: Callable[[str], None]) -> Outcome:
         other.begun.clear()
         other.attempts.clear()
         other.longest_queue = 0.0
+    if scenario.drain:
+        relay.drains()
+        await asyncio.sleep(scenario.drain)
     relay.dies(silent=scenario.silent)
     await asyncio.sleep(scenario.down)
     up_at = now()

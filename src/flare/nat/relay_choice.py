@@ -24,7 +24,7 @@ happened and asks `decide` what is to be done.
 
 Of those LOST, strangers that never held a place for us and what can be no relay for us are dropped at once.
 
-A score is a cost in seconds, the least is best: the latency, and what the table of weights below adds.
+A score (relay_candidate) is a cost in seconds, the least is best.
 
 A relay is left for being slow only when a measured other is better by a factor and by a margin, for a while
 without a break, and not soon after another such move: so two relays of changing latency do not take turns.
@@ -32,63 +32,21 @@ without a break, and not soon after another such move: so two relays of changing
 
 from __future__ import annotations
 
-import enum
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from flare.config import AutoRelayConfig
-from flare.nat.observed import group
+from flare.nat.relay_candidate import INFINITE, Candidate, Leaving, State, Trouble, score
 
 if TYPE_CHECKING:
     from flare.wire.messages import Limit
     from flare.wire.multiaddr import Multiaddr
     from flare.wire.peer_id import PeerId
 
-# What is added to a latency, in seconds.
-UNMEASURED: Final = 0.25  # instead of a latency
-STRANGER: Final = 0.5  # told by somebody whose relays are not ours
-LIMITED: Final = 0.05  # circuits are limited, as strangers' are
-TIGHT: Final = 0.1  # ... to less than what relays usually give
-FAILURE: Final = 0.25  # each failure and loss, fading
-SAME_NETWORK: Final = 0.1  # as a relay that is held
-SAME_IP: Final = 1.0  # it dies with that one
-
-FAILURES_COUNTED: Final = 8.0
-FADING: Final = 600.0  # seconds in which a failure counts half
 FAR: Final = 0.2  # seconds of latency from which on unmeasured candidates are worth a probe
-USUAL_SECONDS: Final = 120  # what relays give a circuit unless told otherwise,
-USUAL_BYTES: Final = 128 * 1024  # ... in each direction
-INFINITE: Final = float("inf")
 IDLE: Final = 60.0  # seconds after which `decide` wants to be asked again anyway
-
-
-class State(enum.Enum):
-    """The table at the top of the file."""
-
-    KNOWN = "known"
-    PROBING = "probing"
-    TRYING = "trying"
-    HELD = "held"
-    LEAVING = "leaving"
-    LOST = "lost"
-
-
-class Trouble(enum.Enum):
-    """Why a relay has no place for us."""
-
-    UNREACHABLE = "unreachable"  # not dialled, not answered, or the connection is gone
-    REFUSED = "refused"  # full, or draining
-    USELESS = "useless"  # no relay, or none for us
-
-
-class Leaving(enum.Enum):
-    """Why a relay is given up that still holds a place."""
-
-    REFUSES = "it refuses to refresh the reservation"
-    DRAINS = "it relays no longer"
-    SLOW = "it has become slow"
 
 
 _TRANSITIONS: Final[dict[tuple[str, State], State]] = {
@@ -108,37 +66,6 @@ _TRANSITIONS: Final[dict[tuple[str, State], State]] = {
     ("drop", State.LEAVING): State.KNOWN,
     ("drop", State.LOST): State.KNOWN,
 }
-
-
-@dataclass(eq=False, slots=True)
-class Candidate:
-    """One relay, and what is known of it."""
-
-    peer: PeerId
-    addrs: tuple[Multiaddr, ...]
-    source: str
-    trusted: bool
-    offered_at: float
-    state: State = State.KNOWN
-    since: float = 0.0  # in this state
-    rtt: float | None = None  # seconds, smoothed
-    latest: float = 0.0  # the last measurement
-    measured_at: float = 0.0
-    limit: Limit | None = None
-    failures: int = 0  # in a row
-    rest_until: float = 0.0
-    leaving: Leaving | None = None
-    slow_since: float | None = None
-    moved: bool = False  # its addresses are others than those it is asked at
-    hopeless: bool = False  # it is not worth asking on
-    best_rtt: float = INFINITE  # while it is held
-    weight: float = 0.0  # of its failures, at the time
-    weighed_at: float = 0.0
-
-    @property
-    def ips(self) -> frozenset[str]:
-        """Where it is, as far as its addresses say."""
-        return frozenset(str(addr.ip) for addr in self.addrs if addr.ip is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,24 +123,6 @@ class RelayChoice:
         """Those with a place for us, to be given up or not."""
         return self._in(State.HELD, State.LEAVING)
 
-    def score(self, candidate: Candidate, now: float, beside: Iterable[Candidate] = ()) -> float:
-        """What it costs to hold this one, with those `beside` it: the least is best."""
-        cost = UNMEASURED if candidate.rtt is None else candidate.rtt
-        cost += STRANGER * (not candidate.trusted)
-        if candidate.limit is not None:
-            short = 0 < (candidate.limit.duration or 0) < USUAL_SECONDS
-            little = 0 < (candidate.limit.data or 0) < USUAL_BYTES
-            cost += LIMITED + TIGHT * (short or little)
-        cost += FAILURE * self._weight(candidate, now)
-        ips = candidate.ips
-        networks = {group(ip) for ip in ips}
-        others = frozenset(ip for other in beside if other is not candidate for ip in other.ips)
-        if ips & others:
-            cost += SAME_IP
-        elif networks & {group(ip) for ip in others}:
-            cost += SAME_NETWORK
-        return cost
-
     def _in(self, *states: State) -> list[Candidate]:
         return [candidate for candidate in self._candidates.values() if candidate.state in states]
 
@@ -257,13 +166,8 @@ class RelayChoice:
         candidate = self._candidates.get(peer)
         if candidate is None:
             return
-        if candidate.rtt is None or now - candidate.measured_at > self.config.probe_fresh:
-            candidate.rtt = rtt
-        else:
-            candidate.rtt += self.config.smoothing * (rtt - candidate.rtt)
-        candidate.latest, candidate.measured_at = rtt, now
-        if candidate.state in (State.HELD, State.LEAVING):
-            candidate.best_rtt = min(candidate.best_rtt, candidate.rtt)
+        config = self.config
+        candidate.measure(rtt, now, smoothing=config.smoothing, fresh=config.probe_fresh)
 
     def probed(self, peer: PeerId, rtt: float | None, now: float) -> None:
         """The latency of one that was probed; None when it could not be measured."""
@@ -332,7 +236,7 @@ class RelayChoice:
             self._go("drop", candidate, now)
         for candidate in self._in(State.PROBING):
             self._go("probed", candidate, now)
-        self._look_from = now
+        self._look_from = self._ask_at = now  # who is asked now will not answer
         return kept
 
     # -- what to do
@@ -373,7 +277,7 @@ class RelayChoice:
                 drops[candidate.peer] = "it has moved"
             elif candidate.hopeless:
                 drops[candidate.peer] = "it has no place for us"
-        held = sorted(self._in(State.HELD), key=lambda c: (self.score(c, now), c.since))
+        held = sorted(self._in(State.HELD), key=lambda c: (score(c, now), c.since))
         if len(held) >= self.config.wanted:
             for candidate in self._in(State.LEAVING):
                 drops[candidate.peer] = (candidate.leaving or Leaving.SLOW).value
@@ -405,7 +309,7 @@ class RelayChoice:
         if need <= 0 or now < self._look_from or self._in(State.PROBING):
             return [], []
         beside = self._in(State.HELD, State.TRYING)
-        pool = sorted(self._available(now), key=lambda c: (self.score(c, now, beside), c.offered_at))
+        pool = sorted(self._available(now), key=lambda c: (score(c, now, beside), c.offered_at))
         if len(pool) > need:
             first = [c for c in pool[: max(self.config.probes, need)] if c.trusted == pool[0].trusted]
             unmeasured = [candidate for candidate in first if candidate.rtt is None]
@@ -413,7 +317,7 @@ class RelayChoice:
                 return [], unmeasured[: self.config.probes]
         chosen: list[Candidate] = []
         while pool and len(chosen) < need:
-            best = min(pool, key=lambda c: self.score(c, now, [*beside, *chosen]))
+            best = min(pool, key=lambda c: score(c, now, [*beside, *chosen]))
             pool.remove(best)
             chosen.append(best)
         return chosen, []
@@ -440,12 +344,12 @@ class RelayChoice:
             return False
         better = min(0.0, candidate.latest - candidate.rtt)  # what was slow a moment ago is forgiven
         beside = [other for other in self._in(State.HELD) if other is not candidate]
-        limit = self.score(candidate, now, beside) + better - config.slow_margin
+        limit = score(candidate, now, beside) + better - config.slow_margin
         return any(
             other.rtt is not None
             and now - other.measured_at <= config.probe_fresh
             and other.rtt * config.slow_factor <= candidate.rtt + better
-            and self.score(other, now, beside) <= limit
+            and score(other, now, beside) <= limit
             for other in self._available(now)
         )
 
@@ -467,15 +371,13 @@ class RelayChoice:
         ]
         if stale:
             self._compare_from = now + config.probe_fresh / 2 * self._uniform(0.75, 1.25)
-        return sorted(stale, key=lambda c: self.score(c, now))[: config.probes]
+        return sorted(stale, key=lambda c: score(c, now))[: config.probes]
 
     # -- failures, room, time
 
     def _fail(self, candidate: Candidate, trouble: Trouble, now: float) -> None:
         config = self.config
-        candidate.weight = min(self._weight(candidate, now) + 1, FAILURES_COUNTED)
-        candidate.weighed_at = now
-        candidate.failures += 1
+        candidate.count_failure(now)
         first = {
             Trouble.UNREACHABLE: config.rest_first,
             Trouble.REFUSED: config.rest_refused,
@@ -483,12 +385,6 @@ class RelayChoice:
         }[trouble]
         rest = min(config.rest_max, first * 2.0 ** min(candidate.failures - 1, 30))
         candidate.rest_until = now + self._uniform(rest / 2, rest)
-
-    def _weight(self, candidate: Candidate, now: float) -> float:
-        """Its failures, of which those of long ago count little."""
-        if not candidate.weight:
-            return 0.0
-        return float(candidate.weight * 0.5 ** ((now - candidate.weighed_at) / FADING))
 
     def _moved(self, candidate: Candidate, told: tuple[Multiaddr, ...], now: float) -> None:
         """Its addresses are others now: what was asked in vain is asked there at once."""
@@ -508,7 +404,7 @@ class RelayChoice:
         ]
         if not idle:
             return False
-        self._remove(max(idle, key=lambda c: (c.rest_until > now, self.score(c, now))))
+        self._remove(max(idle, key=lambda c: (c.rest_until > now, score(c, now))))
         return True
 
     def _forget(self, now: float) -> None:

@@ -29,7 +29,8 @@ from flare.errors import (
     ResourceLimitExceeded,
 )
 from flare.events import RelayChosen, RelayDropped
-from flare.nat.relay_choice import Candidate, Leaving, RelayChoice, Trouble
+from flare.nat.relay_candidate import Candidate, Leaving, Trouble
+from flare.nat.relay_choice import RelayChoice
 from flare.nat.relay_sources import RelaySource
 from flare.transport.deadline import within
 from flare.transport.tasks import Tasks
@@ -69,8 +70,11 @@ class RelayHost(Protocol):
         """Close a connection that `connect` made, unless somebody else uses it; whether that is done with."""
         ...
 
-    def keep(self, relay: Multiaddr, dial: Dial, on_trouble: OnTrouble, *, trusted: bool) -> None:
-        """Keep a place on a relay from now on; that there is one is told to `accepted`."""
+    def keep(self, relay: Multiaddr, dial: Dial, on_trouble: OnTrouble, *, trusted: bool) -> bool:
+        """Keep a place on a relay from now on; that there is one is told to `accepted`.
+
+        False: somebody else keeps one there.
+        """
         ...
 
     async def leave(self, relay: Multiaddr, *, hang_up: bool) -> None:
@@ -211,22 +215,27 @@ class RelayKeeping:
     async def _probe(self, candidate: Candidate) -> None:
         """Learn its latency, and leave no connection that was not there."""
         peer, rtt = candidate.peer, None
-        connection: Connection | None = None
-        had = self._host.connection(peer) is not None
+        opened: Connection | None = None
         try:
-            async with within(self.config.probe_timeout, f"probing relay {peer}"):
-                connection = await self._host.connect(peer, candidate.addrs)
-                rtt = await connection.ping(self.config.probe_timeout)
-        except (FlareError, OSError) as error:
-            log.debug("probing relay %s: %s", peer, error)
-        self.choice.probed(peer, rtt, self._clock())
-        self._news.set()
-        if connection is not None and not had:
-            # if it is the one, it will be asked for a place at once: then its connection is wanted
-            for pause in RELEASES:
+            had = self._host.connection(peer) is not None
+            try:
+                async with within(self.config.probe_timeout, f"probing relay {peer}"):
+                    connection = await self._host.connect(peer, candidate.addrs)
+                    opened = None if had else connection
+                    rtt = await connection.ping(self.config.probe_timeout)
+            except (FlareError, OSError) as error:
+                log.debug("probing relay %s: %s", peer, error)
+            self.choice.probed(peer, rtt, self._clock())
+            self._news.set()
+            for pause in RELEASES if opened is not None else ():
+                # if it is the one, it will be asked for a place at once: then its connection is wanted
                 await asyncio.sleep(pause)
-                if peer in self._kept or await self._host.release(connection):
+                if peer in self._kept or (opened is not None and await self._host.release(opened)):
                     return
+        except asyncio.CancelledError:
+            if opened is not None and peer not in self._kept:
+                await self._host.release(opened)
+            raise
 
     def _attempt(self, candidate: Candidate) -> None:
         """Have a place asked for, and kept from then on."""
@@ -241,7 +250,10 @@ class RelayKeeping:
         def trouble(error: FlareError, held: bool) -> None:
             self._trouble(peer, error, held)
 
-        self._host.keep(addr, dial, trouble, trusted=candidate.trusted)
+        if not self._host.keep(addr, dial, trouble, trusted=candidate.trusted):
+            del self._kept[peer]
+            self.choice.failed(peer, Trouble.USELESS, self._clock())
+            self._news.set()
 
     async def _leave(self, peer: PeerId, reason: str, *, told: bool = True, hang_up: bool = True) -> None:
         self._unwatch(peer)

@@ -19,8 +19,8 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
 
 from flare.config import ReservationConfig, Timeouts
 from flare.errors import ConnectionClosed, FlareError, NoReservation, RelayRefused
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("flare.nat.relays")
 
+MAX_TOLD: Final = 16  # addresses of one relay that we tell others
 OnTrouble = Callable[[FlareError, bool], None]
 Dial = Callable[[Multiaddr], Awaitable["Connection"]]
 
@@ -79,6 +80,7 @@ class RelayClient:
         self._uniform = uniform
         self._tasks: dict[Multiaddr, asyncio.Task[None]] = {}
         self._places: dict[Multiaddr, _Place] = {}
+        self._may_tell: dict[Multiaddr, Callable[[Multiaddr], bool]] = {}
         self._hurry = asyncio.Event()
 
     def add(
@@ -87,13 +89,15 @@ class RelayClient:
         *,
         dial: Dial | None = None,
         on_trouble: OnTrouble = lambda error, held: None,
+        may_tell: Callable[[Multiaddr], bool] = lambda addr: True,
     ) -> None:
         """Keep a reservation on `relay` (an address with /p2p) from now on.
 
         `dial` gives a connection to this one. `on_trouble` gets each failure, and whether the reservation is
-        held in spite of it.
+        held in spite of it. `may_tell` says which of the addresses that the relay calls its own are told.
         """
         if relay not in self._tasks:
+            self._may_tell[relay] = may_tell
             self._tasks[relay] = asyncio.get_running_loop().create_task(
                 self._keep(relay, dial or self._dial, on_trouble), name=f"relay {relay}"
             )
@@ -101,6 +105,7 @@ class RelayClient:
     async def remove(self, relay: Multiaddr) -> None:
         """Keep none there any more; the connection is left to its owner."""
         task = self._tasks.pop(relay, None)
+        self._may_tell.pop(relay, None)
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
@@ -206,6 +211,8 @@ class RelayClient:
     async def _renew(self, relay: Multiaddr, connection: Connection) -> None:
         before = self.addrs
         reservation = await self._reserve(connection, timeout=self._timeouts.relay_message)
+        told = tuple(filter(self._may_tell.get(relay), reservation.addrs))[:MAX_TOLD]
+        reservation = replace(reservation, addrs=told)
         self._places[relay] = _Place(reservation, connection, self._unix())
         addrs = tuple(dict.fromkeys(self._circuit_addrs(relay, reservation)))
         self._on_event(ReservationAccepted(reservation.relay, reservation.expires, addrs, reservation.limit))
