@@ -32,8 +32,8 @@ table inet filter {
 """
 _ADMIT = 'insert rule ip lab forward iifname "wan0" ct status dnat accept\n'
 _GUARD = """
-    meta nfproto ipv6 iifname "wan0" ct state established,related accept;
-    meta nfproto ipv6 iifname "wan0" drop;
+    meta nfproto ipv6 iifname != "lan0" ct state established,related accept;
+    meta nfproto ipv6 iifname != "lan0" meta l4proto { tcp, udp } drop;
 """
 
 
@@ -48,20 +48,20 @@ def command() -> str:
 class MiniUpnpd:
     """`with MiniUpnpd(router) as daemon` runs it in a router's namespace, between `lan0` and `wan0`.
 
-    `options` go into its configuration as they are: `min_lifetime=10`, `ext_allow_private_ipv4=yes`, ...
+    `options` go into its configuration as they are, `min_lifetime=10`, in place of the defaults. With `ipv6`
+    the router is a firewall for IPv6 too, which lets nothing in but answers and what has a pinhole.
     """
 
-    def __init__(self, router: Namespace, *options: str, ipv6: bool = False, lab_table: bool = True) -> None:
+    def __init__(self, router: Namespace, *options: str, ipv6: bool = False) -> None:
         self._router = router
         self._options = options
         self._ipv6 = ipv6
-        self._lab_table = lab_table
         self._process: subprocess.Popen[bytes] | None = None
         self._folder = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         rules = _TABLES.replace("IPV6", _GUARD if self._ipv6 else "")
-        self._router.run([nft_command(), "-f", "-"], stdin=rules + (_ADMIT if self._lab_table else ""))
+        self._router.run([nft_command(), "-f", "-"], stdin=rules + _ADMIT)
         folder = Path(self._folder.enter_context(tempfile.TemporaryDirectory()))
         self._configuration = folder / "miniupnpd.conf"
         self._pid = folder / "pid"
