@@ -16,6 +16,7 @@ from flare.errors import UsageError
 from flare.events import (
     AddressesChanged,
     DoubleNatFound,
+    NetworkChanged,
     PortMapped,
     PortMappingFailed,
     PortMappingLost,
@@ -227,3 +228,12 @@ async def test_a_stranger_comes_in_through_what_was_mapped() -> None:
             addr = mapping.mappings[0].lease.addr
             connection = await stranger.connect(addr.with_peer(inside.peer_id))
             assert connection.path == "direct/tcp"
+
+
+@aio
+async def test_another_network_has_it_looked_at_once() -> None:
+    async with home() as (router, inside, mapping, _):
+        await eventually(lambda: len(mapping.mappings) == 2)
+        router.table.clear()
+        inside.emit(NetworkChanged("our routes have changed", ()))
+        await eventually(lambda: len(router.table) == 2)

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from .errors import UsageError
-from .events import AddressReachability, DoubleNatFound, Event, PeerIdentified
+from .events import AddressReachability, DoubleNatFound, Event, NetworkChanged, PeerIdentified
 from .nat.port_mapping.external import Judgement, Standing, judge
 from .nat.port_mapping.lease import Lease
 from .nat.port_mapping.mapping import PortMapping
@@ -89,15 +89,20 @@ class PortMapper:
         return {str(router.gateway): dict(router.said) for router in routers}
 
     def hurry(self) -> None:
-        """Look now whether our addresses or the way out have changed, rather than soon."""
+        """Look now whether the way out, or what is mapped there, has changed, rather than soon."""
         if self._mapping is not None:
             self._mapping.hurry()
 
     def _hear(self, event: Event) -> None:
-        if (isinstance(event, AddressReachability) and event.addr in self.host.mapped_addrs) or (
-            isinstance(event, PeerIdentified) and self._see() != self._seen
-        ):
-            self._judge()
+        match event:
+            case AddressReachability(addr) if addr in self.host.mapped_addrs:
+                self._judge()
+            case PeerIdentified() if self._see() != self._seen:
+                self._judge()
+            case NetworkChanged():
+                self.hurry()
+            case _:
+                pass
 
     def _see(self) -> frozenset[IpAddress]:
         """The IPs at which others see us, as far as they are believed."""

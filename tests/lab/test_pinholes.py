@@ -84,7 +84,7 @@ def test_renewed(only: str, protocol: str) -> None:
         assert scene.daemon.rules().count("accept") == 2
         scene.end(host)
         # this miniupnpd does not let go by PCP of a pinhole that was renewed: that one ends with its lease
-        assert scene.lab.run(lambda: "accept" not in scene.daemon.rules(), 40)
+        assert scene.until(lambda: "accept" not in scene.daemon.rules(), 40)
 
 
 def test_without_a_pinhole_nobody_comes_in() -> None:

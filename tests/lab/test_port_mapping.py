@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path as FilePath
 from typing import Any
@@ -39,6 +40,14 @@ class Home:
         relays = [self.relay] if relay else []
         return self.lab.spawn("host", [sys.executable, PROGRAM, "map", *arguments, *relays], env=ENV)
 
+    def until(self, holds: Callable[[], bool], seconds: float) -> bool:
+        """Let time pass until that is so; the lab looks when packets move, and here they may not."""
+        end = time.monotonic() + seconds
+        while not self.lab.run(holds, 0.1):
+            if time.monotonic() > end:
+                return False
+        return True
+
     def wait(
         self, program: Program, name: str, number: int = 1, *, seconds: float = 20, **fields: Any
     ) -> dict[str, Any]:
@@ -47,7 +56,7 @@ class Home:
         def found() -> list[dict[str, Any]]:
             return [e for e in program.events if e.get("event") == name and fields.items() <= e.items()]
 
-        self.lab.run(lambda: len(found()) >= number or program.done(), seconds)
+        self.until(lambda: len(found()) >= number or program.done(), seconds)
         assert len(found()) >= number, f"no {name} {number} with {fields} among {program.events}"
         return found()[number - 1]
 
@@ -69,12 +78,12 @@ class Home:
         """The paths by which a stranger comes to these addresses; empty where it does not."""
         targets = [f"{addr}/p2p/{peer}" for addr in addrs]
         stranger = self.lab.spawn("stranger", [sys.executable, PROGRAM, "dial", *targets], env=ENV)
-        assert self.lab.run(stranger.done, 20 + 12 * len(addrs))
+        assert self.until(stranger.done, 20 + 12 * len(addrs))
         return [event["path"] for event in stranger.events if event["event"] == "dialled"]
 
     def end(self, program: Program) -> None:
         program.process.terminate()
-        assert self.lab.run(program.done, 10)
+        assert self.until(program.done, 10)
 
     def forwards(self) -> bool:
         return "dnat" in self.daemon.rules()
@@ -139,7 +148,7 @@ def test_what_is_mapped_is_told_once_somebody_sees_us_at_that_ip() -> None:
     with home() as scene:
         host = scene.map()
         addrs = scene.mapped(host)
-        scene.lab.run(lambda: set(addrs) <= set(host.events[-1].get("told", ())), 10)
+        scene.until(lambda: set(addrs) <= set(host.events[-1].get("told", ())), 10)
         assert set(addrs) <= set(host.events[-1]["told"])
 
 
@@ -161,7 +170,7 @@ def test_a_daemon_that_restarts_is_asked_again(only: str) -> None:
         scene.daemon.stop()
         assert not scene.forwards()
         scene.daemon.start()
-        assert scene.lab.run(scene.forwards, 40), host.events
+        assert scene.until(scene.forwards, 40), host.events
 
 
 def test_double_nat_that_the_router_hides() -> None:

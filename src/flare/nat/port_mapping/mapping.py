@@ -96,8 +96,10 @@ class PortMapping:
         await asyncio.gather(*(self._leave(version) for version in list(self._tended)))
 
     def hurry(self) -> None:
-        """Our addresses or routes may have changed: look now."""
+        """Our addresses or routes may have changed, or time has passed us by: look now, at mappings too."""
         self._hurry.set()
+        for router in self.routers:
+            router.wake()
 
     @property
     def leases(self) -> tuple[Lease, ...]:
