@@ -27,9 +27,9 @@ def fuzz(data: bytes) -> None:
         assert all(0 <= start < stop for start, stop in acked or ())
     else:
         assert left == data
-    _theirs.open(data, 9, 7)
+    _theirs.open(data, CID, 7)
     if data:
-        opened = _theirs.open(_ours.seal(CID, 7, data), 9, 7)
+        opened = _theirs.open(_ours.seal(CID, 7, data), CID, 7)
         assert opened is not None
         assert opened[0] == 7
         assert opened[1:] == frames(data)[1:]

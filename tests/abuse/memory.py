@@ -93,7 +93,7 @@ def quic_handshakes(place: Place, finish: bool) -> float:
             if connection._quic._handshake_confirmed:
                 break
             with contextlib.suppress(TimeoutError):
-                connection.receive(sock.recv(2048), remote, time.monotonic())
+                connection.receive((sock.recv(2048),), remote, time.monotonic())
             sock.settimeout(0.05)
         held.append((sock, connection))
     time.sleep(SETTLE)

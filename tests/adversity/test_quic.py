@@ -279,7 +279,7 @@ class TestAddressesAreProved:
                 initial = engine.initial(first)
                 assert initial is not None
                 connection.receive(
-                    forged.retry(initial, ("127.0.0.1", 9), time.monotonic()),
+                    [forged.retry(initial, ("127.0.0.1", 9), time.monotonic())],
                     stranger.remote,
                     time.monotonic(),
                 )
@@ -287,7 +287,7 @@ class TestAddressesAreProved:
                     stranger.send(data)
                 answer = await stranger.answer()
                 assert answer is not None
-                connection.receive(answer, stranger.remote, time.monotonic())
+                connection.receive([answer], stranger.remote, time.monotonic())
                 assert "INVALID_TOKEN" in str(connection._reason(connection._quic._close_event))  # type: ignore[arg-type]
                 assert node.quic.half_open == 0
 

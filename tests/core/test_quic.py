@@ -66,48 +66,48 @@ class TestProtection:
         ours, theirs = pair(kind)
         for number in (0, 255, 65_535, 65_536, 1 << 40):
             made = theirs_sealed(theirs, number, b"\x01" + bytes(30))
-            assert ours.open(made, 9, number) == (number, None, None, 0, [], True)
+            assert ours.open(made, CID, number) == (number, None, None, 0, [], True)
 
     def test_data_of_a_stream(self, kind: int) -> None:
         sealer, ours, theirs = trio(kind)
         data = bytearray(os.urandom(1000))
         made = sealer.seal_stream(CID, 5, b"\x01", 4, 7, data, 100, 900, True)
         assert theirs.decrypt_packet(made, 9, 5)[1] == b"\x01\x0d\x04\x07" + data[100:]
-        assert ours.open(made, 9, 5) == (5, None, None, 0, [(4, 7, bytes(data[100:]), True)], True)
+        assert ours.open(made, CID, 5) == (5, None, None, 0, [(4, 7, bytes(data[100:]), True)], True)
 
     def test_padding_to_a_size(self, kind: int) -> None:
         sealer, ours, _ = trio(kind)
         for size in (0, 30, 31, 1452):
             made = sealer.seal(CID, 5, b"\x01", size)
             assert len(made) == max(size, 1 + 8 + 4 + 1 + 16)
-            assert ours.open(made, 9, 5) == (5, None, None, 0, [], True)
+            assert ours.open(made, CID, 5) == (5, None, None, 0, [], True)
 
     @given(st.integers(0, 59), st.integers(1, 255))
     def test_a_byte_that_was_touched(self, kind: int, at: int, flip: int) -> None:
         ours, theirs = pair(kind)
         made = bytearray(theirs_sealed(theirs, 3, b"\x01" + bytes(32)))
         made[at] ^= flip
-        opened = ours.open(bytes(made), 9, 3)
+        opened = ours.open(bytes(made), CID, 3)
         assert opened is None
 
     def test_what_is_cut_off(self, kind: int) -> None:
         ours, theirs = pair(kind)
         made = theirs_sealed(theirs, 3, b"\x01\x01\x01")
-        assert ours.open(made, 9, 3) is not None
+        assert ours.open(made, CID, 3) is not None
         for size in range(len(made)):
-            assert ours.open(made[:size], 9, 3) is None
+            assert ours.open(made[:size], CID, 3) is None
 
     def test_the_other_key_phase_and_reserved_bits_are_not_judged_here(self, kind: int) -> None:
         ours, theirs = pair(kind)
-        assert ours.open(theirs_sealed(theirs, 3, b"\x01\x01\x01", first=0x44), 9, 3) is None
-        assert ours.open(theirs_sealed(theirs, 3, b"\x01\x01\x01", first=0x48), 9, 3) is None
+        assert ours.open(theirs_sealed(theirs, 3, b"\x01\x01\x01", first=0x44), CID, 3) is None
+        assert ours.open(theirs_sealed(theirs, 3, b"\x01\x01\x01", first=0x48), CID, 3) is None
 
     @given(st.integers(0, MOST - (1 << 32)), st.integers(-30_000, 30_000))
     def test_whole_packet_numbers(self, kind: int, expected: int, off: int) -> None:
         """RFC 9000, A.3: two bytes tell numbers within half of 65,536."""
         number = max(0, expected + off)
         ours, theirs = pair(kind)
-        opened = ours.open(theirs_sealed(theirs, number, b"\x01\x01\x01"), 9, expected)
+        opened = ours.open(theirs_sealed(theirs, number, b"\x01\x01\x01"), CID, expected)
         assert opened is not None
         assert opened[0] == number
 
@@ -129,8 +129,32 @@ def test_misuse() -> None:
             keys.seal_stream(CID, 0, b"", 4, 0, bytearray(10), at, size, False)
         with pytest.raises(UsageError):
             stream_frame(4, 0, bytearray(10), at, size, False)
-    for at in (0, 22):
-        assert keys.open(keys.seal(CID, 0, b"\x01\x01"), at, 0) is None, "and it seals only"
+    for cid in (b"another.", b"", bytes(21)):
+        assert keys.open(keys.seal(CID, 0, b"\x01" * 20), cid, 0) is None
+    with pytest.raises(UsageError):
+        keys.seal_run(CID, 0, 4, 0, bytearray(10), 5, 6, 100, 1)
+
+
+@pytest.mark.parametrize(
+    ("offset", "size"), [(0, 10_000), (16_000, 10_000), ((1 << 30) - 3_000, 10_000), (7, 5)]
+)
+def test_a_run_of_full_packets(offset: int, size: int) -> None:
+    """Each as seal_stream makes it; what fills none is left."""
+    sealer, ours, _ = trio(aead.AES_128_GCM)
+    data = bytearray(os.urandom(size + 9))
+    room = 1100
+    run = sealer.seal_run(CID, 90, 4, offset, data, 9, size, room, 100)
+    at = offset
+    for number, (datagram, start, end) in enumerate(run, 90):
+        assert start == at
+        assert len(datagram) == 1 + 8 + 4 + room + 16
+        piece = bytes(data[9 + start - offset : 9 + end - offset])
+        assert ours.open(datagram, CID, number) == (number, None, None, 0, [(4, start, piece, False)], True)
+        at = end
+    assert size - (at - offset) < room
+    assert len(sealer.seal_run(CID, 90, 4, offset, data, 9, size, room, 3)) == min(3, len(run))
+    assert sealer.seal_run(CID, 90, 4, offset, data, 9, size, room, 0) == []
+    assert sealer.seal_run(CID, 90, 4, offset, data, 9, size, 2, 9) == []
 
 
 # Frames

@@ -75,12 +75,12 @@ class EnginePair:
         self._flying += self._run(self.client)
         sent = len(self._flying)
         self.now += self.wake / 2
-        for data in self.path([data for data, _ in self._flying]):
-            self.server.receive(data, self.address, self.now)
+        if there := self.path([data for data, _ in self._flying]):
+            self.server.receive(there, self.address, self.now)
         back = self._run(self.server)
         self.now += self.wake / 2
-        for data in self.path([data for data, _ in back]):
-            self.client.receive(data, SERVER, self.now)
+        if here := self.path([data for data, _ in back]):
+            self.client.receive(here, SERVER, self.now)
         self._flying = []
         return sent
 

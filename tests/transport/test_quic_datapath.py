@@ -12,7 +12,7 @@ from aioquic.quic.connection import QuicConnection
 from flare._core.quic import available
 from flare.config import KIB, QuicLimits
 from flare.errors import ProtocolViolation
-from flare.transport import quic_datapath
+from flare.transport import quic_datapath, quic_incoming
 from flare.transport.quic_aioquic import AioquicConnection
 from tests.support.quic_engines import EnginePair, Path
 
@@ -79,7 +79,7 @@ def test_bulk_data_goes_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_libcrypto_it_goes_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quic_datapath, "available", lambda: False)
+    monkeypatch.setattr(quic_incoming, "available", lambda: False)
     pair = connected()
     came = counted(monkeypatch, "receive_datagram")
     send(pair, os.urandom(100_000))
@@ -92,7 +92,7 @@ def test_a_network_that_loses_doubles_and_disorders(
     seed: int, short: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not short:
-        monkeypatch.setattr(quic_datapath, "available", lambda: False)
+        monkeypatch.setattr(quic_incoming, "available", lambda: False)
     chance = random.Random(seed)
     loss = chance.choice((0.01, 0.1, 0.3))
 
@@ -208,7 +208,7 @@ def test_an_acknowledgement_of_what_was_never_sent() -> None:
 
 
 def phases(connection: AioquicConnection) -> tuple[int, int]:
-    pair = connection._quic._cryptos[quic_datapath._ONE_RTT]
+    pair = connection._quic._cryptos[quic_incoming.ONE_RTT]
     return pair.recv.key_phase, pair.send.key_phase
 
 

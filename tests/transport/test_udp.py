@@ -7,6 +7,7 @@ import errno
 import socket
 import struct
 import sys
+from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any
 
@@ -32,8 +33,8 @@ class Session:
         self._answers: list[tuple[bytes, Address]] = []
         sock.routes[MINE] = self
 
-    def receive(self, data: bytes, remote: Address, now: float) -> None:
-        self._answers.append((data, remote))
+    def receive(self, datagrams: Sequence[bytes], remote: Address, now: float) -> None:
+        self._answers += [(data, remote) for data in datagrams]
 
     def collect(self, now: float) -> list[tuple[bytes, Address]]:
         made, self._answers = self._answers, []
@@ -108,7 +109,7 @@ async def test_sessions_that_have_something_to_send_share_a_flush(monkeypatch: p
     try:
         sessions = [Session(sock) for _ in range(5)]
         for session in sessions:
-            session.receive(b"x", ("127.0.0.1", 9), 0.0)
+            session.receive([b"x"], ("127.0.0.1", 9), 0.0)
             sock.flush_soon(session)  # type: ignore[arg-type]
             sock.flush_soon(session)  # type: ignore[arg-type]
         await asyncio.sleep(0)
@@ -162,7 +163,7 @@ async def test_while_it_is_full_sessions_wait() -> None:
     session = Session(sock)
     try:
         sock.send([(b"first", ("127.0.0.1", 9))])
-        session.receive(b"second", ("127.0.0.1", 9), 0.0)
+        session.receive([b"second"], ("127.0.0.1", 9), 0.0)
         sock.flush_soon(session)  # type: ignore[arg-type]
         assert session.flushes == []
         full.room = 5

@@ -33,11 +33,11 @@ class Keys:
     def __init__(self, kind: int, key: Buffer, iv: Buffer, mask_key: Buffer, phase: int = 0) -> None: ...
     @property
     def phase(self) -> int: ...
-    def open(self, datagram: bytes, at: int, expected: int) -> Opened | None:
-        """A datagram with a short header whose packet number begins at `at`; None when it is not plain:
+    def open(self, datagram: bytes, cid: bytes, expected: int) -> Opened | None:
+        """A datagram with a short header to `cid`; None when it is anything else:
 
-        forged or cut off, of the other key phase, or with reserved bits. `expected` is the largest number
-        that came and 1.
+        a long header, to another id, forged or cut off, of the other key phase, or with reserved bits.
+        `expected` is the largest number that came and 1.
         """
     def seal(self, cid: bytes, number: int, frames: bytes, size: int = 0) -> bytes:
         """A datagram to `cid` with these frames, padded to `size` bytes."""
@@ -54,3 +54,19 @@ class Keys:
         fin: bool,
     ) -> bytes:
         """The same with a STREAM frame behind `frames`: `size` bytes of `data` from `at` on."""
+    def seal_run(
+        self,
+        cid: bytes,
+        number: int,
+        stream: int,
+        offset: int,
+        data: bytearray,
+        at: int,
+        size: int,
+        room: int,
+        count: int,
+    ) -> list[tuple[bytes, int, int]]:
+        """Up to `count` datagrams, each filled by `room` bytes of one STREAM frame; from `number` on.
+
+        With each, the offsets of its data in the stream: from, to. What is left of `size` fills no packet.
+        """

@@ -6,7 +6,7 @@ is not judged here: `Keys.open` gives the payload, or None, and the engine does 
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint64_t, uintptr_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from flare._core.aead import backend as _backend
 from flare._core.libcrypto import find as _find_libcrypto
@@ -33,6 +33,7 @@ cdef enum:
     CID_MAX = 20
     DATAGRAM_MAX = 65535
     VARINT_MAX_BYTES = 8
+    LONG = 0x80
     FIXED_BIT = 0x40
     RESERVED_BITS = 0x18
     PADDING = 0x00
@@ -289,15 +290,18 @@ cdef class Keys:
         memcpy(out, block, 5)
         return 0
 
-    def open(self, bytes datagram not None, Py_ssize_t at, uint64_t expected):
+    def open(self, bytes datagram not None, bytes cid not None, uint64_t expected):
         cdef const uint8_t* data = <const uint8_t*>PyBytes_AS_STRING(datagram)
         cdef Py_ssize_t size = PyBytes_GET_SIZE(datagram)
+        cdef Py_ssize_t at = 1 + PyBytes_GET_SIZE(cid)
         cdef uint8_t mask[5]
         cdef uint8_t header[1 + CID_MAX + 4]
         cdef uint64_t low = 0
         cdef Py_ssize_t head
         cdef int i, numbers
-        if at < 1 or at > 1 + CID_MAX or size < at + 4 + SAMPLE or size > DATAGRAM_MAX:
+        if at > 1 + CID_MAX or size < at + 4 + SAMPLE or size > DATAGRAM_MAX:
+            return None
+        if data[0] & LONG or memcmp(data + 1, PyBytes_AS_STRING(cid), at - 1) != 0:
             return None
         self.mask(data + at + 4, mask)
         memcpy(header, data, at + 4)
@@ -333,6 +337,12 @@ cdef class Keys:
         self, bytes cid not None, uint64_t number, bytes frames not None, uint64_t stream, uint64_t offset,
         bytearray data not None, Py_ssize_t at, Py_ssize_t size, bint fin
     ):
+        return self.stream_packet(cid, number, frames, stream, offset, data, at, size, fin)
+
+    cdef bytes stream_packet(
+        self, bytes cid, uint64_t number, bytes frames, uint64_t stream, uint64_t offset,
+        bytearray data, Py_ssize_t at, Py_ssize_t size, bint fin
+    ):
         cdef Py_ssize_t n = PyBytes_GET_SIZE(frames)
         cdef Py_ssize_t head = 1 + PyBytes_GET_SIZE(cid) + NUMBER
         cdef uint8_t opening[1 + 2 * VARINT_MAX_BYTES]
@@ -348,6 +358,28 @@ cdef class Keys:
         memcpy(body + n, opening, opened)
         memcpy(body + n + opened, <char*>data + at, size)
         self.finish(made, head, number)
+        return made
+
+    def seal_run(
+        self, bytes cid not None, uint64_t number, uint64_t stream, uint64_t offset, bytearray data not None,
+        Py_ssize_t at, Py_ssize_t size, Py_ssize_t room, Py_ssize_t count
+    ):
+        cdef list made = []
+        cdef Py_ssize_t n
+        if at < 0 or size < 0 or at + size > len(data):
+            raise UsageError("a piece of the stream that is not there")
+        while count > 0:
+            n = room - 1 - pushed(stream) - (pushed(offset) if offset else 0)
+            if n <= 0 or n > size:
+                break
+            made.append((
+                self.stream_packet(cid, number, b"", stream, offset, data, at, n, False), offset, offset + n
+            ))
+            number += 1
+            offset += n
+            at += n
+            size -= n
+            count -= 1
         return made
 
     cdef bytes begin(self, bytes cid, uint64_t number, Py_ssize_t size):

@@ -201,7 +201,7 @@ class QuicTransport:
         now = time.monotonic()
         known = self._half_open.get((remote, initial.destination))
         if known is not None:
-            known.receive(data, remote, now)
+            known.receive((data,), remote, now)
             known.flush_soon()
             return
         original: bytes | None = None
@@ -267,7 +267,7 @@ class QuicTransport:
         self.admission.begin(session, source, session.abort, len(self.connections))
         socket.sessions.add(session)
         session.start(self.engine.accept(initial, original, verifier, session))
-        session.receive(data, remote, now)
+        session.receive((data,), remote, now)
 
     def _welcome(
         self, session: QuicSession, verifier: _Verifier, source: Hashable | None, proved: bool

@@ -50,12 +50,12 @@ from flare.errors import (
     ResourceLimit,
 )
 from flare.transport import certificate
-from flare.transport.quic_datapath import CID as CID
 from flare.transport.quic_datapath import DataPath
 from flare.transport.quic_engine import ALPN, NO_ERROR, VERSION_1, Address, Events, Initial, Verify
 from flare.transport.quic_window import Window
 from flare.wire.keys import Identity
 
+CID: Final = 8  # bytes of our connection ids
 _TOKEN: Final = 16
 _LONGEST_RESET: Final = 43  # bytes: as an acknowledgement, so that it tells watchers little (RFC 9000, 10.3)
 _STREAM_UNSENT: Final = 256 * 1024  # bytes: a stream with as many unsent takes no more
@@ -307,6 +307,7 @@ class AioquicConnection:
         self._over = False
         quic.on_token = sink.token_learned
         quic.on_data = sink.stream_data
+        quic.on_events = self._tell
         self._handlers: dict[type, Callable[[Any], None]] = {
             events.StreamDataReceived: self._stream_data,
             events.StreamReset: self._stream_reset,
@@ -351,11 +352,11 @@ class AioquicConnection:
                 return True
         return False
 
-    def receive(self, data: bytes, remote: Address, now: float) -> None:
-        """A datagram came."""
+    def receive(self, datagrams: Sequence[bytes], remote: Address, now: float) -> None:
+        """Datagrams came."""
         self._now = now
-        self._received += 1
-        self._quic.receive_datagram(data, remote, now)
+        self._received += len(datagrams)
+        self._quic.receive_datagrams(datagrams, remote, now)
         self._tell()
 
     def datagrams(self, now: float) -> list[tuple[bytes, Address]]:

@@ -8,89 +8,31 @@ is not within reach. What of aioquic this stands on is in tests/transport/test_q
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, cast
 
-from aioquic import tls
 from aioquic._buffer import Buffer
-from aioquic.quic.connection import (
-    END_STATES,
-    QuicConnection,
-    QuicConnectionError,
-    QuicConnectionState,
-    QuicReceiveContext,
-)
-from aioquic.quic.crypto import CryptoContext, CryptoPair, derive_key_iv_hp
 from aioquic.quic.packet import (
     NON_ACK_ELICITING_FRAME_TYPES,
-    QuicErrorCode,
     QuicFrameType,
     pull_quic_transport_parameters,
 )
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder, QuicPacketBuilderStop
-from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketSpace
-from aioquic.quic.stream import QuicStream, StreamFinishedError
+from aioquic.quic.recovery import QuicPacketSpace
+from aioquic.quic.stream import QuicStream, QuicStreamSender
 
-from flare._core import aead
-from flare._core.quic import Keys, available, stream_frame, stream_overhead
+from flare._core.quic import Keys, stream_frame, stream_overhead
 from flare.config import QuicLimits
+from flare.transport.quic_incoming import CONNECTED, ONE_RTT, Incoming
 from flare.transport.quic_mtu import PathMtu
-from flare.transport.quic_pacing import Pacer
-from flare.transport.quic_recovery import Handler, Recovery, Sent
+from flare.transport.quic_recovery import Handler, Sent
 
-CID: Final = 8  # bytes of our connection ids
 KEY_PACKETS: Final = 1 << 22  # sent under one key: AES-GCM is good for twice as many (RFC 9001, 6.6)
 SWALLOWED: Final = 2  # probe timeouts in a row after which the path is thought to swallow large datagrams
-
-_ONE_RTT: Final = tls.Epoch.ONE_RTT
 _OVERHEAD: Final = 1 + 4 + 16  # bytes of a packet besides connection id and frames
-_TLS_LATER: Final = 1024  # bytes of what TLS may say after the handshake, which is nothing without tickets
+_RUN: Final = 4  # packets of one stream before another's turn
 _PING: Final = bytes((QuicFrameType.PING,))
-_KINDS: Final = {
-    tls.CipherSuite.AES_128_GCM_SHA256: aead.AES_128_GCM,
-    tls.CipherSuite.AES_256_GCM_SHA384: aead.AES_256_GCM,
-    tls.CipherSuite.CHACHA20_POLY1305_SHA256: aead.CHACHA20_POLY1305,
-}
-
-
-class _Quiet:
-    """Instead of aioquic's logger, which warns of what strangers send and costs time on each packet."""
-
-    def debug(self, *_: object) -> None: ...
-    def info(self, *_: object) -> None: ...
-    def warning(self, *_: object) -> None: ...
-    def error(self, *_: object) -> None: ...
-
-
-_QUIET: Final[Any] = _Quiet()
-
-
-class _Direction:
-    """The keys of one direction, made from aioquic's; header protection keeps its first (RFC 9001, 6)."""
-
-    __slots__ = ("_mask_key", "_secret", "keys")
-
-    def __init__(self) -> None:
-        self.keys: Keys | None = None
-        self._secret: bytes | None = None
-        self._mask_key: bytes | None = None
-
-    def follows(self, context: CryptoContext) -> bool:
-        """They are still aioquic's."""
-        return self._secret is context.secret and self._secret is not None
-
-    def follow(self, context: CryptoContext) -> None:
-        """After a key update, and at first."""
-        if context.cipher_suite is None or context.secret is None or context.version is None:
-            return
-        key, iv, mask_key = derive_key_iv_hp(
-            cipher_suite=context.cipher_suite, secret=context.secret, version=context.version
-        )
-        self._mask_key = self._mask_key or mask_key
-        self._secret = context.secret
-        self.keys = Keys(_KINDS[context.cipher_suite], key, iv, self._mask_key, context.key_phase)
 
 
 class _Front:
@@ -142,162 +84,12 @@ def _is_busy(stream: QuicStream) -> bool:
     )
 
 
-class DataPath(QuicConnection):
-    """aioquic's connection with a way of its own for packets of data. `on_data` gets what streams brought."""
+class DataPath(Incoming):
+    """aioquic's connection with a way of its own for packets of data, as large as the path carries."""
 
     def __init__(self, limits: QuicLimits, **how: Any) -> None:
-        super().__init__(**how)
-        self._logger = _QUIET
+        super().__init__(limits.datagram_size, **how)
         self.mtu = PathMtu(limits.datagram_size, limits.max_datagram_size)
-        self._recovery = Recovery(
-            datagram_size=limits.datagram_size,
-            pacer=Pacer(limits.datagram_size),
-            initial_rtt=self._configuration.initial_rtt,
-            peer_completed_address_validation=not self._is_client,
-            send_probe=self._send_probe,
-            logger=_QUIET,
-        )
-        self._loss = self._recovery
-        self.on_data: Callable[[int, bytes, bool], None] = lambda *_: None
-        self._in, self._out = _Direction(), _Direction()
-        self._pair: CryptoPair  # of 1-RTT packets, as `_space`: an Enum is slow as a key
-        self._space: QuicPacketSpace
-        self._keyed_at = 0  # our packet number when the keys were new
-        self._now = self._heard = 0.0
-
-    # Keys
-
-    def _take_keys(self) -> None:
-        """Once the handshake is confirmed, and after key updates."""
-        if not self._handshake_confirmed or not available():
-            return
-        if self._in.keys is None:
-            self._crypto_buffers = {_ONE_RTT: Buffer(capacity=_TLS_LATER)}  # the handshake is over
-        pair = self._pair = self._cryptos[_ONE_RTT]
-        self._space = self._spaces[_ONE_RTT]
-        for direction, context in ((self._in, pair.recv), (self._out, pair.send)):
-            if not direction.follows(context):
-                direction.follow(context)
-                self._keyed_at = self._packet_number
-
-    # In
-
-    def receive_datagram(self, data: bytes, addr: Any, now: float) -> None:
-        """A datagram came."""
-        self._now = now
-        if not self._is_simple(data, addr) or not self._receive_packet(data, now):
-            path = self._network_paths[0] if self._network_paths else None
-            super().receive_datagram(data, addr, now)
-            self._take_keys()
-            if path is not None and path is not self._network_paths[0]:
-                self.mtu.begin_again()
-                self._resize()
-
-    def _is_simple(self, data: bytes, addr: Any) -> bool:
-        """A short header, from the path in use and to the connection id in use, under keys that are here."""
-        if self._in.keys is None or data[0] & 0x80 or data[1 : 1 + CID] != self.host_cid:
-            return False
-        path = self._network_paths[0]
-        return (
-            path.addr == addr
-            and path.is_validated
-            and self._state is QuicConnectionState.CONNECTED
-            and not self._close_pending
-            and self._in.follows(self._pair.recv)
-        )
-
-    def _receive_packet(self, data: bytes, now: float) -> bool:
-        space = self._space
-        assert self._in.keys is not None
-        opened = self._in.keys.open(data, 1 + CID, space.expected_packet_number)
-        if opened is None:
-            return False
-        number, payload, acked, delay, pieces, eliciting = opened
-        if number in space.received_packets:
-            return True
-        space.expected_packet_number = max(space.expected_packet_number, number + 1)
-        came: list[tuple[int, bytes]] = []
-        try:
-            if pieces is None:
-                eliciting, _ = self._payload_received(self._context(now), cast(bytes, payload))
-            else:
-                if acked is not None:
-                    self._check_sent(acked[-1][1] - 1)
-                    seconds = (delay << self._remote_ack_delay_exponent) / 1e6
-                    self._recovery.acked(acked, seconds, now, space)
-                for piece in pieces:
-                    self._take_piece(came, now, *piece)
-        except QuicConnectionError as error:
-            self.close(error.error_code, error.frame_type, error.reason_phrase)
-        if self._state in END_STATES or self._close_pending:
-            return True
-        if now != self._heard:
-            self._heard = now
-            self._close_at = now + self._idle_timeout()
-        self._ack_eliciting_sent_since_receipt = False
-        self._note(space, number, eliciting, now)
-        for stream, brought in came:
-            self.on_data(stream, brought, False)
-        return True
-
-    def _check_sent(self, largest: int) -> None:
-        """RFC 9000, 13.1: an acknowledgement of what was never sent is a lie."""
-        if largest >= self._packet_number:
-            raise QuicConnectionError(
-                QuicErrorCode.PROTOCOL_VIOLATION, QuicFrameType.ACK, f"packet {largest} was never sent"
-            )
-
-    def _context(self, now: float) -> QuicReceiveContext:
-        return QuicReceiveContext(
-            epoch=_ONE_RTT,
-            host_cid=self.host_cid,
-            network_path=self._network_paths[0],
-            quic_logger_frames=None,
-            time=now,
-            version=None,
-        )
-
-    def _note(self, space: QuicPacketSpace, number: int, eliciting: bool, now: float) -> None:
-        """It is to be acknowledged, and not to be taken again."""
-        if number > space.largest_received_packet:
-            space.largest_received_packet = number
-            space.largest_received_time = now
-        space.ack_queue.add(number)
-        space.received_packets.add(number)
-        if len(space.ack_queue) > MAX_ACK_RANGES:
-            space.ack_queue.shift()
-        if eliciting and space.ack_at is None:
-            space.ack_at = now + self._ack_delay
-
-    def _take_piece(
-        self, came: list[tuple[int, bytes]], now: float, number: int, offset: int, data: bytes, fin: bool
-    ) -> None:
-        """The next bytes of a stream go to `came`; all else that a STREAM frame may be is aioquic's."""
-        stream = self._streams.get(number)
-        size = len(data)
-        if stream is not None and size and not fin and not self._events:
-            receiver, window = stream.receiver, self._local_max_data
-            if (
-                offset == receiver._buffer_start == receiver.highest_offset
-                and receiver._final_size is None
-                and not receiver.is_finished
-                and offset + size <= stream.max_stream_data_local
-                and window.used + size <= window.value
-            ):
-                receiver._buffer_start = receiver.highest_offset = offset + size
-                window.used += size
-                came.append((number, data))
-                return
-        frame = Buffer(capacity=size + 24)
-        frame.push_uint_var(number)
-        frame.push_uint_var(offset)
-        frame.push_uint_var(size)
-        frame.push_bytes(data)
-        frame.seek(0)
-        with contextlib.suppress(StreamFinishedError):
-            self._handle_stream_frame(self._context(now), QuicFrameType.STREAM_BASE | 6 | fin, frame)
-
-    # Out
 
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, Any]]:
         """What to send now."""
@@ -315,7 +107,7 @@ class DataPath(QuicConnection):
 
     def _is_plain(self) -> bool:
         """Nothing is to be sent but on one path, under keys that are here, and what `_burst` knows of."""
-        if self._out.keys is None or self._state is not QuicConnectionState.CONNECTED or self._close_pending:
+        if self._out.keys is None or self._state is not CONNECTED or self._close_pending:
             return False
         path, *others = self._network_paths
         return (
@@ -331,7 +123,7 @@ class DataPath(QuicConnection):
             and not self._retire_connection_ids
             and not self._streams_blocked_pending
             and self._remote_preferred_address is None
-            and self._crypto_streams[_ONE_RTT].sender.buffer_is_empty
+            and self._crypto_streams[ONE_RTT].sender.buffer_is_empty
             and all(cid.was_sent for cid in self._host_cids)
         )
 
@@ -357,6 +149,13 @@ class DataPath(QuicConnection):
             acks = space.ack_at is not None and space.ack_at <= now
             if not (acks or may):
                 break
+            if announced and turn and not acks:
+                most = min(allowed - paced, window // size, _RUN if several else allowed)
+                run = self._run(keys, cid, room, most, turn, made, packets, now)
+                if run:
+                    paced += run
+                    window -= run * size
+                    continue
             frames, eliciting = b"", False
             handlers: list[Handler] = []
             if acks or not announced:
@@ -375,7 +174,7 @@ class DataPath(QuicConnection):
                 if not frames:
                     break
                 datagram = keys.seal(cid, self._packet_number, frames)
-            packets.append(Sent(self._packet_number, now, len(datagram), eliciting, eliciting, handlers))
+            packets.append(Sent(self._packet_number, now, len(datagram), eliciting, handlers))
             made.append(datagram)
             self._packet_number += 1
             if eliciting:
@@ -437,6 +236,55 @@ class DataPath(QuicConnection):
             return False
         return True
 
+    def _run(
+        self,
+        keys: Keys,
+        cid: bytes,
+        room: int,
+        most: int,
+        turn: deque[QuicStream],
+        made: list[bytes],
+        packets: list[Sent],
+        now: float,
+    ) -> int:
+        """Packets that one stream fills; how many there were, and whose turn is next."""
+        stream = turn[0]
+        sender = stream.sender
+        piece = self._next_piece(stream)
+        if piece is None:
+            return 0
+        start, stop = piece
+        run = keys.seal_run(
+            cid,
+            self._packet_number,
+            cast(int, stream.stream_id),
+            start,
+            sender._buffer,
+            start - sender._buffer_start,
+            stop - start - (stop == sender._buffer_fin),  # the packet with the end says so
+            room,
+            most,
+        )
+        if not run:
+            return 0
+        number = self._packet_number
+        for datagram, begin, end in run:
+            made.append(datagram)
+            packets.append(Sent(number, now, len(datagram), True, (), sender, begin, end))
+            number += 1
+        self._packet_number = number
+        self._took(sender, start, end)
+        turn.rotate(-1)
+        return len(run)
+
+    def _took(self, sender: QuicStreamSender, start: int, end: int) -> None:
+        """The stream's bytes from `start` to `end` are in packets."""
+        if end > start:
+            sender._pending.subtract(start, end)
+        if end > sender.highest_offset:
+            self._remote_max_data_used += end - sender.highest_offset
+            sender.highest_offset = end
+
     def _fill(
         self,
         keys: Keys,
@@ -461,13 +309,9 @@ class DataPath(QuicConnection):
                 break
             end = min(stop, start + here)
             fin = end == sender._buffer_fin
-            if end > start:
-                sender._pending.subtract(start, end)
+            self._took(sender, start, end)
             if fin:
                 sender._pending_eof = False
-            if end > sender.highest_offset:
-                self._remote_max_data_used += end - sender.highest_offset
-                sender.highest_offset = end
             handlers.append((sender.on_data_delivery, (start, end, fin)))
             at, size = start - sender._buffer_start, end - start
             if size + 2 < here:  # room is left for another
@@ -510,7 +354,9 @@ class DataPath(QuicConnection):
         if size is None:
             return
         made.append(keys.seal(cid, self._packet_number, _PING, size))
-        packets.append(Sent(self._packet_number, now, size, True, False, [(self._mtu_probed, (size,))]))
+        probe = Sent(self._packet_number, now, size, True, [(self._mtu_probed, (size,))])
+        probe.in_flight = False
+        packets.append(probe)
         self._packet_number += 1
 
     def _mtu_probed(self, delivery: QuicDeliveryState, size: int) -> None:
@@ -524,6 +370,11 @@ class DataPath(QuicConnection):
         if self._max_datagram_size != self.mtu.size:
             self._max_datagram_size = self.mtu.size
             self._recovery.resize(self.mtu.size)
+
+    def path_changed(self) -> None:
+        """What the peer's new place carries is not known yet."""
+        self.mtu.begin_again()
+        self._resize()
 
     def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
         super()._parse_transport_parameters(data, from_session_ticket)

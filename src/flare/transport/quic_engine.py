@@ -83,8 +83,8 @@ class EngineConnection(Protocol):
     def in_flight(self) -> bool:
         """Stream data was taken and is not acknowledged yet."""
 
-    def receive(self, data: bytes, remote: Address, now: float) -> None:
-        """A datagram came."""
+    def receive(self, datagrams: Sequence[bytes], remote: Address, now: float) -> None:
+        """Datagrams came, all from one place."""
 
     def datagrams(self, now: float) -> list[tuple[bytes, Address]]:
         """What to send now."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
@@ -98,15 +98,15 @@ class QuicSession:
 
     # Datagrams and time
 
-    def receive(self, data: bytes, remote: Address, now: float) -> None:
-        """A datagram for this connection; the socket flushes afterwards."""
+    def receive(self, datagrams: Sequence[bytes], remote: Address, now: float) -> None:
+        """Datagrams for this connection, all from one place; the socket flushes afterwards."""
         if self.closed:
             return
         self._heard = now
-        self.bytes_in += len(data)
+        self.bytes_in += sum(map(len, datagrams))
         if self.initiator:
             remote = remote[:2]  # whichever address of ours the kernel chose
-        self._engine.receive(data, remote, now)
+        self._engine.receive(datagrams, remote, now)
 
     def collect(self, now: float) -> list[tuple[bytes, Address]]:
         """What to send; the socket asks when it flushes."""

@@ -12,8 +12,8 @@ import logging
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final, cast
 
 from flare._core import udp
 from flare._core.udp import CID as CID
@@ -58,11 +58,12 @@ class Lingering:
         self._words = words
         self._heard = 0
 
-    def receive(self, data: bytes, remote: Address, now: float) -> None:
+    def receive(self, datagrams: Sequence[bytes], remote: Address, now: float) -> None:
         """Answer the first, second, fourth, eighth ... datagram."""
-        self._heard += 1
-        if self._words and self._heard & (self._heard - 1) == 0:
-            self._socket.send([(self._words[-1], remote)])
+        for _ in datagrams:
+            self._heard += 1
+            if self._words and self._heard & (self._heard - 1) == 0:
+                self._socket.send([(self._words[-1], remote)])
 
 
 class UdpSocket:
@@ -118,12 +119,19 @@ class UdpSocket:
 
     def _distribute(self, batch: list[udp.Datagram]) -> None:
         now = time.monotonic()
-        dirty = self._dirty
+        run: list[bytes] = []  # what came for one owner from one place, one behind the other
+        whose: object = None
+        place: Address | None = None
         for kind, owner, data, remote in batch:
+            if kind == udp.ROUTED and owner is whose and remote is place:
+                run.append(data)
+                continue
+            if run:
+                self._hand_over(whose, run, cast(Address, place), now)
+                run = []
+            whose = place = None
             if kind == udp.ROUTED:
-                owner.receive(data, remote, now)  # type: ignore[attr-defined]
-                if owner.__class__ is not Lingering:
-                    dirty[owner] = None  # type: ignore[index]
+                run, whose, place = [data], owner, remote
             elif kind == udp.INITIAL:
                 self.on_initial(self, data, remote)
             elif kind == udp.RAW:
@@ -135,6 +143,13 @@ class UdpSocket:
                 self.on_version(self, data, remote)
             else:
                 self.on_stray(self, data, remote)
+        if run:
+            self._hand_over(whose, run, cast(Address, place), now)
+
+    def _hand_over(self, owner: object, run: list[bytes], remote: Address, now: float) -> None:
+        owner.receive(run, remote, now)  # type: ignore[attr-defined]
+        if owner.__class__ is not Lingering:
+            self._dirty[owner] = None  # type: ignore[index]
 
     @contextlib.contextmanager
     def expect(self, host: str, callback: Raw) -> Iterator[None]:

@@ -107,7 +107,7 @@ async def quic_half_open(addr: Multiaddr, did: Counter[str]) -> None:
                 answer = await loop.sock_recv(sock, 2048)
                 did["answered"] += 1
                 if answer[0] & 0xF0 == 0xF0:
-                    connection.receive(answer, remote, time.monotonic())
+                    connection.receive((answer,), remote, time.monotonic())
                     for data, to in connection.datagrams(time.monotonic()):
                         await loop.sock_sendto(sock, data, to)
                     await loop.sock_recv(sock, 2048)
