@@ -454,8 +454,12 @@ class HolePuncher:
             del self._upgrades[upgrade.peer]
 
     def _offered(self) -> Sequence[Multiaddr]:
-        """Ours that go into a CONNECT: those that we know of, then those that our NAT will give."""
-        return [*self._own_addrs(), *(self._foresight.addrs if self._foresight is not None else ())]
+        """Ours that go into a CONNECT: those that our NAT will give next, then those that we know of.
+
+        In that order, since they are tried in it: two NATs that count meet, port by port, as long as neither
+        gives a port to anything else first.
+        """
+        return [*(self._foresight.addrs if self._foresight is not None else ()), *self._own_addrs()]
 
     @property
     def _transports(self) -> frozenset[str]:
