@@ -22,6 +22,7 @@ HOST_ROOM = {
     "host_network",
     "port_mapper",
     "host_places",
+    "host_punching",
 }
 
 

@@ -30,9 +30,8 @@ from .host_dialling import Address, Dialling, whom_and_where
 from .host_events import EventHub
 from .host_network import HostNetwork
 from .host_places import Places
-from .nat.foresight import Foresight
+from .host_punching import make_puncher
 from .nat.observed import ObservedAddresses
-from .nat.port_look import PortLook
 from .nat.punch import HolePuncher
 from .nat.reachability import Reachability, Reachable
 from .peer_book import PeerBook
@@ -183,33 +182,18 @@ class Host:
         self._events.emit(Listening(self.peer_id, self._told))
 
     def _make_puncher(self) -> HolePuncher:
-        return HolePuncher(
+        return make_puncher(
+            self,
             tcp=self._tcp,
             quic=self._quic,
+            dialling=self._dialling,
+            observed=self._observed,
+            places=self.places,
+            trusted=self._trusted,
+            events=self._events,
             own_addrs=self._punch_addrs,
-            peer_addrs=lambda peer: self.peers.get(peer).addrs,
-            agent=lambda peer: self.peers.get(peer).agent,
-            mapping=self._observed.worst_mapping,
-            foresight=self._foresight(),
-            dial=self._dialling.plainly,
-            direct_to=self.direct_to,
             on_connection=self._adopt,
-            on_event=self._events.emit,
-            config=self.config,
-            is_public=self.is_public,
         )
-
-    def _foresight(self) -> Foresight:
-        foresight = Foresight(
-            mapping=self._observed.worst_mapping,
-            listen_addrs=lambda: self.listen_addrs,
-            look=PortLook(self._engine, self.config),
-            addrs_of=lambda peer: self.peers.get(peer).addrs,
-            trusted=self._trusted.__contains__,
-            limits=self.config.punch,
-        )
-        self._events.subscribe(foresight.hear)
-        return foresight
 
     async def _start_listening(self) -> None:
         failures: list[OSError] = []

@@ -137,6 +137,20 @@ class TestLooking:
         assert len(nat.looks) == 4, "a network changes"
 
     @simulated
+    async def test_in_another_network_it_looks_anew(self) -> None:
+        here = list(LISTENING)
+        nat = scattered()
+        seen = foresight(nat, listen_addrs=lambda: here)
+        seen.met(relay_connection())
+        await seen.ready()
+        here.append(Multiaddr("/ip4/10.0.0.7/tcp/4001"))
+        nat.step = 1
+        seen.met(relay_connection())
+        await seen.ready()
+        assert [samples for _, samples in nat.looks] == [SAMPLES] * 4
+        assert seen.addrs
+
+    @simulated
     async def test_a_slow_relay_holds_a_punch_up_for_a_second(self) -> None:
         nat = Nat()
         nat.takes = 100
@@ -160,7 +174,7 @@ class TestLooking:
         ("mapping", "values", "connection"),
         [
             (FINE, {}, {}),
-            (DOUBTFUL, {"trusted": lambda peer: False}, {}),
+            (DOUBTFUL, {"relay": lambda peer: False}, {}),
             (DOUBTFUL, {"listen_addrs": lambda: (Multiaddr("/ip6/::/udp/4001/quic-v1"),)}, {}),
             (DOUBTFUL, {}, {"remote_addr": Multiaddr("/ip6/2001:db8::1/udp/1/quic-v1")}),
         ],
@@ -174,6 +188,17 @@ class TestLooking:
         await seen.ready()
         assert nat.looks == []
         assert seen.addrs == ()
+
+    @simulated
+    async def test_a_relay_cannot_make_an_ip_ours(self) -> None:
+        """Else it would have our peers knock there."""
+        nat = Nat()
+        seen = foresight(nat, believed=lambda peer, ip: ip != OURS)
+        seen.met(relay_connection())
+        await seen.ready()
+        assert len(nat.looks) == 2
+        assert seen.addrs == ()
+        assert seen.hint(1).port == 0
 
     @simulated
     async def test_only_addresses_of_the_ip_that_we_are_connected_to_are_asked(self) -> None:

@@ -54,8 +54,8 @@ Look = Callable[["PeerId", Mapping[str, Multiaddr], int], Awaitable[Mapping[str,
 
 
 class Foresight:
-    """`mapping` is what is known of our NAT, `look` asks a relay, `addrs_of` are the addresses that a peer
-    told, `trusted` are relays of ours.
+    """`mapping` is what is known of our NAT, `look` asks a relay, `relay` says who is one of ours, `addrs_of`
+    are the addresses that a peer told. A relay may tell ports of ours only: `believed(relay, ip)` must hold.
     """
 
     def __init__(
@@ -65,20 +65,23 @@ class Foresight:
         listen_addrs: Callable[[], Sequence[Multiaddr]],
         look: Look,
         addrs_of: Callable[[PeerId], Sequence[Multiaddr]] = lambda peer: (),
-        trusted: Callable[[PeerId], bool] = lambda peer: True,
+        relay: Callable[[PeerId], bool] = lambda peer: True,
+        believed: Callable[[PeerId, str], bool] = lambda peer, ip: True,
         limits: PunchConfig | None = None,
     ) -> None:
         self._mapping = mapping
         self._listen_addrs = listen_addrs
         self._look = look
         self._addrs_of = addrs_of
-        self._trusted = trusted
+        self._is_relay = relay
+        self._believed = believed
         self._limits = limits or PunchConfig()
         self._relay: tuple[PeerId, dict[str, Multiaddr]] | None = None
         self._steps: dict[str, int] = {}
         self._last: dict[str, Sight] = {}
         self._looking: asyncio.Task[None] | None = None
         self._looked_at = float("-inf")
+        self._looked_from: tuple[Multiaddr, ...] = ()
         self._judged: Tellable | None = None
 
     # -- what is known
@@ -142,7 +145,7 @@ class Foresight:
     def met(self, connection: Connection) -> None:
         """There is a direct connection: if it is a relay's, our ports can be seen from there."""
         peer = connection.remote_peer
-        if not self._trusted(peer) or not self.difficult:
+        if not self._is_relay(peer) or not self.difficult:
             return
         ip = connection.remote_addr.ip
         if ip is None or ip.version != 4:
@@ -164,6 +167,10 @@ class Foresight:
         loop = asyncio.get_running_loop()
         if self._relay is None or (self._looking is not None and not self._looking.done()):
             return
+        here = tuple(self._listen_addrs())
+        if here != self._looked_from:  # another network, perhaps another NAT
+            self._steps.clear()
+            self._looked_at, self._looked_from = float("-inf"), here
         if self._steps:
             samples = 1
         elif loop.time() - self._looked_at >= AGAIN:
@@ -195,7 +202,8 @@ class Foresight:
             except (FlareError, OSError) as error:
                 log.info("%s could not say as what it sees us: %s", relay, error, extra={"peer": str(relay)})
                 continue
-            for transport, sights in seen.items():
+            for transport, told in seen.items():
+                sights = [sight for sight in told if self._believed(relay, sight.seen[0])]
                 if not sights:
                     continue
                 newest = max(sights, key=lambda sight: sight.seen[1])
