@@ -10,6 +10,7 @@ from typing import assert_type
 
 import flare
 from flare.events import Event, PunchGaveUp, PunchSucceeded, ReservationAccepted
+from flare.nat.relay_sources import FoundRelay
 
 
 class Greeter:
@@ -97,3 +98,20 @@ async def relay(friends: Sequence[flare.PeerId]) -> int:
         flare.RelayServer(host, acl=object())  # type: ignore[arg-type]
         assert_type(server.counters.bytes_relayed, int)
         return server.circuits
+
+
+async def found(service: str) -> tuple[flare.PeerId, ...]:
+    class Ours:
+        name = "our directory"
+        trusted = True
+
+        async def find(self) -> Sequence[FoundRelay]:
+            peer = flare.PeerId("12D3KooWGC6TvWhfapngX6wvJHMYvKpDMXPb3ZnCZ6dMoaMtimQ5")
+            return [FoundRelay(peer, (flare.Multiaddr("/ip4/198.51.100.7/tcp/4001"),))]
+
+    dns = flare.Multiaddr("/dnsaddr/relays.example")
+    config = flare.AutoRelayConfig(wanted=1)
+    async with flare.Host() as host, flare.AutoRelay(host, [service, dns, Ours()], config=config) as auto:
+        flare.AutoRelay(host, [7])  # type: ignore[list-item]
+        assert_type(auto.candidates[0].rtt, float | None)
+        return auto.relays
