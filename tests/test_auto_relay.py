@@ -222,10 +222,12 @@ class TestReachability:
         async with relays(1) as (_, ((one, service),)), client() as ours:
             seen = Seen(ours)
             async with flare.AutoRelay(ours, [at(one)], config=QUICK) as auto:
-                await eventually(lambda: len(auto.relays) == 1)
+                await seen.first(RelayChosen)
                 ours.emit(ReachabilityChanged("public"))
-                await eventually(lambda: not auto.running and auto.relays == ())
-                assert seen.of(RelayDropped)[0].reason == "others can dial us directly"
+                dropped = await seen.first(RelayDropped)
+                assert dropped.reason == "others can dial us directly"
+                assert not auto.running
+                assert auto.relays == ()
                 assert ours.direct_to(one.peer_id) is not None, "AutoNAT's server is still there to be asked"
                 assert not any(addr.is_circuit for addr in ours.addrs)
                 for state in ("unknown", "private"):

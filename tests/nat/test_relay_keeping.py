@@ -85,6 +85,27 @@ async def test_a_relay_that_answers_no_ping_is_dead() -> None:
 
 
 @simulated
+async def test_only_what_was_chosen_is_told_to_be_dropped_and_each_once() -> None:
+    some = relays(3)
+    one = One(some)
+    some[2].drains()  # it refuses everybody
+    one.keeping.start()
+    await asyncio.sleep(10)
+    assert one.held() == {some[0].peer, some[1].peer}
+    some[0].dies(silent=False)
+    await asyncio.sleep(3)
+    some[0].restarted()
+    await asyncio.sleep(120)
+    assert one.held() == {some[0].peer, some[1].peer}
+    assert [type(event) for _, event in one.told] == [RelayChosen, RelayChosen]
+    await one.end()
+    assert [event.relay for _, event in one.told if isinstance(event, RelayDropped)] == [
+        some[0].peer,
+        some[1].peer,
+    ]
+
+
+@simulated
 async def test_a_relay_that_slows_is_left_once() -> None:
     some = relays(3)
     for relay, rtt in zip(some, (0.02, 0.03, 0.04), strict=True):
@@ -129,6 +150,16 @@ class TestSources:
         assert min(gaps) >= 2 * 0.75 * CONFIG.ask_every
         assert max(gaps) <= 1.25 * CONFIG.ask_max
         assert len(source.asked) < 40
+        await one.end()
+
+    @simulated
+    async def test_one_that_has_a_bug_is_asked_again_too(self) -> None:
+        source = Tells()
+        source.error = ZeroDivisionError("somebody's bug")
+        one = One(relays(1), [source])
+        one.keeping.start()
+        await asyncio.sleep(300)
+        assert len(source.asked) > 1
         await one.end()
 
     @simulated

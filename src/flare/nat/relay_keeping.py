@@ -118,6 +118,7 @@ class RelayKeeping:
         self._uniform = uniform
         self._tasks = Tasks()
         self._kept: dict[PeerId, Multiaddr] = {}  # where places are asked for and kept
+        self._chosen: set[PeerId] = set()  # of those, who was told to hold a place
         self._watched: dict[PeerId, asyncio.Task[None]] = {}
         self._news = asyncio.Event()
         self._main: asyncio.Task[None] | None = None
@@ -137,11 +138,9 @@ class RelayKeeping:
         self._main = None
         await self._tasks.cancel()
         self._watched.clear()
-        held = {candidate.peer for candidate in self.choice.held()}
-        self.counters.closed += len(held)
+        self.counters.closed += len(self.choice.held())
         self.choice.stopped(self._clock())
-        for peer in list(self._kept):
-            await self._leave(peer, reason, told=peer in held, hang_up=hang_up)
+        await asyncio.gather(*(self._leave(peer, reason, hang_up=hang_up) for peer in list(self._kept)))
 
     # -- what happened
 
@@ -255,13 +254,15 @@ class RelayKeeping:
             self.choice.failed(peer, Trouble.USELESS, self._clock())
             self._news.set()
 
-    async def _leave(self, peer: PeerId, reason: str, *, told: bool = True, hang_up: bool = True) -> None:
+    async def _leave(self, peer: PeerId, reason: str, *, hang_up: bool = True) -> None:
         self._unwatch(peer)
         addr = self._kept.pop(peer, None)
         if addr is None:
             return
+        chosen = peer in self._chosen
+        self._chosen.discard(peer)
         await self._host.leave(addr, hang_up=hang_up)
-        if told:
+        if chosen:
             self._host.emit(RelayDropped(peer, reason))
 
     def _unwatch(self, peer: PeerId) -> None:
@@ -273,7 +274,6 @@ class RelayKeeping:
         """Measure the latency of a relay that is held; end the connection of one that is dead."""
         config = self.config
         unanswered = 0
-        told = False
         while (connection := self._host.connection(peer)) is not None:
             try:
                 self.choice.measured(peer, await connection.ping(config.ping_timeout), self._clock())
@@ -288,8 +288,8 @@ class RelayKeeping:
                 log.debug("a ping to relay %s: %s", peer, error)
                 return
             candidate = self.choice.get(peer)
-            if candidate is not None and not told:
-                told = True
+            if candidate is not None and peer not in self._chosen:
+                self._chosen.add(peer)
                 self._host.emit(RelayChosen(peer, candidate.source, candidate.rtt))
             self._news.set()
             if not unanswered:
@@ -307,6 +307,9 @@ class RelayKeeping:
                 found = await source.find()
         except (FlareError, OSError) as error:
             log.info("asking %s for relays: %s", source.name, error)
+            return
+        except Exception:  # the edge: somebody else's source
+            log.exception("asking %s for relays", source.name)
             return
         for relay in found[: self.config.max_candidates]:
             self.offer(relay.peer, relay.addrs, source.name, trusted=source.trusted)
