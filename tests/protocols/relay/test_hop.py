@@ -28,6 +28,7 @@ from tests.support.linked import (
     CAROL,
     RELAY,
     RELAY_ADDR,
+    End,
     now,
     simulated,
 )
@@ -86,6 +87,22 @@ class TestReservation:
         granted = (await bench.reserve(bench.client(ALICE))).reservation
         assert granted is not None
         assert set(granted.addrs) == {RELAY_ADDR.with_peer(RELAY.peer_id)}
+
+    @simulated
+    async def test_loopback_is_told_only_to_who_came_that_way_and_where_there_is_nothing_else(self) -> None:
+        bench = Bench()
+        loopback = Multiaddr("/ip4/127.0.0.1/tcp/4001")
+        bench.addrs = [loopback, RELAY_ADDR]
+
+        async def told(client: End) -> set[Multiaddr]:
+            granted = (await bench.reserve(client)).reservation
+            assert granted is not None
+            return {addr.without_peer() for addr in granted.addrs}
+
+        assert await told(bench.client(ALICE)) == {RELAY_ADDR}
+        assert await told(bench.client(BOB, loopback)) == {loopback, RELAY_ADDR}
+        bench.addrs = [loopback]
+        assert await told(bench.client(CAROL)) == {loopback}
 
     @simulated
     async def test_the_list_is_never_empty(self) -> None:

@@ -92,7 +92,8 @@ class HopService:
         self._running: dict[Circuit, Splice] = {}
         self._waiting: Counter[Connection] = Counter()  # streams without a request yet
         self._told: tuple[Multiaddr, ...] = ()  # our addresses, and
-        self._own: tuple[Multiaddr, ...] = ()  # ... those that a reservation names, with our id
+        self._own: tuple[Multiaddr, ...] = ()  # ... those that a reservation names, with our id, and
+        self._outside: tuple[Multiaddr, ...] = ()  # ... those that are of use to who is not on this machine
         self._ends: dict[Circuit, tuple[Connection, Connection]] = {}
         self._idle = asyncio.Event()
         self.counters = RelayCounters()
@@ -304,16 +305,20 @@ class HopService:
         return HopMessage(type=HopType.STATUS, status=Status.OK, reservation=reservation, limit=limit)
 
     def _own_addrs(self, connection: Connection) -> tuple[Multiaddr, ...]:
-        """Ours with our id; with none, the one this peer reached: some peers fail on an empty list."""
+        """Ours with our id; with none, the one this peer reached: some peers fail on an empty list.
+
+        Loopback is told to who came that way, and where there is nothing else.
+        """
         me = self._identity.peer_id
         told = tuple(self._addrs())
         if told != self._told:
             usable = [addr for addr in told if not addr.is_circuit and addr.peer_id in (None, me)]
             self._told = told
             self._own = tuple(addr.without_peer().with_peer(me) for addr in dict.fromkeys(usable))
+            self._outside = tuple(addr for addr in self._own if not addr.is_loopback) or self._own
         if not self._own and connection.local_addr is not None:
             return (connection.local_addr.without_peer().with_peer(me),)
-        return self._own
+        return self._own if connection.remote_addr.is_loopback else self._outside
 
     def _limit(self, exempt: bool) -> Limit | None:
         """What a circuit may carry, as the wire says it: None is no limit, as is a 0 in it."""
