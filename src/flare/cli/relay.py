@@ -37,6 +37,15 @@ DEFAULT_LISTEN = (
     "/ip6/::/tcp/4001",
 )
 
+ENDS = {  # why a circuit ended, for people
+    "closed": "both sides closed it",
+    "reset": "one side broke it off",
+    "limit": "its bytes were used up",
+    "deadline": "its time was over",
+    "link": "a connection was lost",
+    "cancelled": "the relay ended it",
+}
+
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
@@ -326,8 +335,8 @@ def _show(out: Output, event: Event) -> None:
     elif isinstance(event, CircuitClosed):
         out.fact(
             "circuit-closed",
-            f"circuit {event.source.short()} -> {event.target.short()} ended: {event.reason}, "
-            f"{event.source_bytes} + {event.target_bytes} bytes",
+            f"circuit {event.source.short()} -> {event.target.short()} ended: "
+            f"{ENDS.get(event.reason, event.reason)}, {event.source_bytes} + {event.target_bytes} bytes",
             source=event.source,
             target=event.target,
             reason=event.reason,
