@@ -25,7 +25,7 @@ def test_its_command_is_one() -> None:
     args = parser("relay").parse_args(words)
     assert args.status == "127.0.0.1:9100"
     assert str(args.identity) == "${STATE_DIRECTORY}/relay.key"
-    assert [addr.port for addr in args.announce] == [4001]
+    assert [(addr.transport, addr.port) for addr in args.announce] == [("quic-v1", 4001), ("tcp", 4001)]
 
 
 def test_it_has_no_privileges() -> None:

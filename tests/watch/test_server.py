@@ -267,7 +267,7 @@ class TestServing:
             assert not status.has_metrics
             answer = await get(status, "/metrics")
             assert answer.status == 501
-            assert "pip install 'flare-p2p[metrics]'" in answer.text
+            assert "pip install prometheus-client" in answer.text
             assert (await get(status, "/")).status == 200
 
 

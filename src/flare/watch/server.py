@@ -27,7 +27,7 @@ log = logging.getLogger("flare.watch")
 DEFAULT_ADDRESS: Final = "127.0.0.1:9100"
 JSON: Final = "application/json"
 HTML: Final = "text/html; charset=utf-8"
-NO_METRICS: Final = "/metrics needs the package prometheus-client: pip install 'flare-p2p[metrics]'"
+NO_METRICS: Final = "/metrics needs the package prometheus-client: pip install prometheus-client"
 
 
 class StatusServer:
