@@ -1,10 +1,11 @@
-"""What `flare check` finds out before four kinds of NAT, as plain values."""
+"""What `flare check` finds out before some kinds of NAT, as plain values."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from flare.cli.check.findings import Family, Findings, Path, Relay
+from flare.cli.check.findings import Family, Findings, Path, Ports, Relay
+from flare.events import PortMapped
 from flare.nat.behaviour import Allocation, Behaviour, Filtering, Mapping
 from flare.nat.reachability import AddressVerdict, Reachable, Word
 from flare.wire.multiaddr import Multiaddr
@@ -60,6 +61,7 @@ HOME = Findings(
     peer=str(RELAYS[1]),
     ipv4=Family(4, ("10.3.0.2",), "10.3.0.2", True),
     relays=(relay(1), relay(2)),
+    ports=Ports(True, reason="the router at 10.3.0.1 maps no ports: PCP: no answer; NAT-PMP: no answer"),
     seconds=5.2,
 )
 PORT = replace(
@@ -90,4 +92,32 @@ BLOCKED = replace(
     addrs=PORT.addrs[1:],
 )
 ALONE = Findings(peer=str(RELAYS[1]), ipv4=Family(4, ("192.168.1.20",), "192.168.1.20"), seconds=0.1)
-SCREENS = {"port": PORT, "symmetric": SYMMETRIC, "public": PUBLIC, "udp-blocked": BLOCKED, "alone": ALONE}
+LISTENERS = ("/ip4/10.3.0.2/udp/40124/quic-v1", "/ip4/10.3.0.2/tcp/40123")
+MAPPED = replace(
+    PORT,
+    ports=Ports(
+        True,
+        tuple(
+            PortMapped(
+                Multiaddr(listener),
+                Multiaddr(listener.replace("10.3.0.2", OUTSIDE)),
+                "UPnP IGD 2",
+                "10.3.0.1",
+                7200.0,
+            )
+            for listener in LISTENERS
+        ),
+    ),
+    addrs=tuple(
+        address(listener.replace("10.3.0.2", OUTSIDE), Reachable.PUBLIC, word(True, "the server connected"))
+        for listener in LISTENERS
+    ),
+)
+SCREENS = {
+    "port": PORT,
+    "symmetric": SYMMETRIC,
+    "public": PUBLIC,
+    "udp-blocked": BLOCKED,
+    "mapped": MAPPED,
+    "alone": ALONE,
+}

@@ -13,7 +13,7 @@ BOTH = ("--listen", LOOPBACK, "--listen", "/ip4/127.0.0.1/udp/0/quic-v1")
 
 
 def test_without_a_relay_it_says_what_it_cannot_tell() -> None:
-    done = run("check")
+    done = run("check", "--no-map")
     assert done.returncode == 1
     assert done.stderr == b""
     lines = done.stdout.decode().splitlines()
@@ -22,7 +22,7 @@ def test_without_a_relay_it_says_what_it_cannot_tell() -> None:
 
 
 def test_without_a_relay_as_json() -> None:
-    done = run("check", "--json")
+    done = run("check", "--no-map", "--json")
     told = facts(done.stdout)
     assert [fact["event"] for fact in told][:2] == ["ipv4", "ipv6"]
     verdict = told[-1]
@@ -33,7 +33,7 @@ def test_without_a_relay_as_json() -> None:
 def test_a_relay_is_looked_at_over_each_transport() -> None:
     with running("relay", *BOTH, "--json") as relay:
         addr = relay.fact("listening")["addrs"][0]
-        done = run("check", "--relay", addr, "--json", "--timeout", "8")
+        done = run("check", "--no-map", "--relay", addr, "--json", "--timeout", "8")
     told = facts(done.stdout)
     (seen,) = [fact for fact in told if fact["event"] == "relay"]
     assert (seen["reached"], seen["place"], seen["addr"]) == (True, True, addr)
@@ -50,7 +50,7 @@ def test_a_relay_is_looked_at_over_each_transport() -> None:
 def test_a_relay_that_keeps_no_place_is_said_so() -> None:
     with running("relay", *BOTH, "--max-reservations", "0", "--json") as relay:
         addr = relay.fact("listening")["addrs"][0]
-        done = run("check", "--relay", addr, "--timeout", "8")
+        done = run("check", "--no-map", "--relay", addr, "--timeout", "8")
     assert b"keeps no place" in done.stdout
 
 
@@ -59,7 +59,7 @@ def test_a_relay_that_is_not_there() -> None:
         closed.bind(("127.0.0.1", 0))
         peer = run("id").stdout.decode().strip()
         addr = f"/ip4/127.0.0.1/tcp/{closed.getsockname()[1]}/p2p/{peer}"
-        done = run("check", "--relay", addr)
+        done = run("check", "--no-map", "--relay", addr)
     assert done.returncode == 1
     shown = done.stdout.decode()
     assert "not reached: " in shown
@@ -71,7 +71,7 @@ def test_a_relay_that_says_nothing_is_waited_for_no_longer_than_asked() -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         peer = run("id").stdout.decode().strip()
         addr = f"/ip4/127.0.0.1/tcp/{mute.getsockname()[1]}/p2p/{peer}"
-        done = run("check", "--relay", addr, "--timeout", "0.5", "--json")
+        done = run("check", "--no-map", "--relay", addr, "--timeout", "0.5", "--json")
     verdict = facts(done.stdout)[-1]
     assert (verdict["verdict"], verdict["cut"], done.returncode) == ("unknown", True, 1)
     assert verdict["relays"][0]["reason"] == "it did not answer in time"
@@ -86,7 +86,7 @@ def test_a_relay_that_says_nothing_is_waited_for_no_longer_than_asked() -> None:
     ],
 )
 def test_a_wrong_command_line(words: tuple[str, ...], sentence: str) -> None:
-    done = run("check", *words)
+    done = run("check", "--no-map", *words)
     assert done.returncode == 2
     assert done.stdout == b""
     assert sentence in done.stderr.decode().splitlines()[-1]
@@ -97,7 +97,7 @@ def test_a_signal_ends_it(number: signal.Signals) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         peer = run("id").stdout.decode().strip()
         addr = f"/ip4/127.0.0.1/tcp/{mute.getsockname()[1]}/p2p/{peer}"
-        with running("check", "--relay", addr, "--json") as check:
+        with running("check", "--no-map", "--relay", addr, "--json") as check:
             check.fact("ipv6")
             mute.accept()[0].close()
             check.signal(number)

@@ -14,7 +14,7 @@ from pathlib import Path as FilePath
 
 import pytest
 
-from flare.cli.check.findings import Family, Findings, Path, Relay
+from flare.cli.check.findings import Family, Findings, Path, Ports, Relay
 from flare.cli.check.ink import MAX_WIDTH, MIN_WIDTH, Ink, ink_for
 from flare.cli.check.screen import MAX_LINES, screen
 from flare.nat.behaviour import Behaviour
@@ -24,6 +24,7 @@ from flare.wire.multiaddr import Multiaddr
 from tests.cli.findings import (
     ALONE,
     BLOCKED,
+    MAPPED,
     OUTSIDE,
     PORT,
     PUBLIC,
@@ -65,6 +66,7 @@ def test_the_worst_fits_one_screen(width: int) -> None:
         SYMMETRIC,
         ipv6=Family(6, tuple(f"2a01:4f8:1234:5678:9abc:def0:1234:{n}" for n in range(10)), "2a01::1", True),
         relays=(relay(1), relay(2), *([lost] * 20)),
+        ports=Ports(True, reason="no " * 100, doubts=("double NAT " * 100,) * 3),
         addrs=tuple(
             address(longest.replace("65535", str(port)), state, word(False, f"reason {port} " * 100))
             for port in range(20)
@@ -131,6 +133,26 @@ class TestVerdict:
         assert "give another one that has another IP" in screen(found, Ink(width=300))
         assert found.outlook.best(Peer.PORT_RESTRICTED) is Way.UNKNOWN
 
+    def test_a_mapped_port_makes_public_as_long_as_it_is_kept(self) -> None:
+        assert MAPPED.by_mapping
+        assert MAPPED.code == 0
+        assert "PUBLIC as long as the router forwards ports" in screen(MAPPED, Ink())
+        assert not PUBLIC.by_mapping
+        assert not PORT.by_mapping
+        (udp, _) = MAPPED.addrs
+        forwarded = address(f"/ip4/{OUTSIDE}/tcp/4001", Reachable.PUBLIC, word(True, "the server connected"))
+        assert not replace(MAPPED, addrs=(udp, forwarded)).by_mapping
+
+    def test_a_double_nat_is_said_so(self) -> None:
+        doubt = "double NAT: the router's own outside address is 100.64.0.2, so that more is before it"
+        found = replace(PORT, ports=Ports(True, reason="no", doubts=(doubt,)))
+        assert doubt[:70] in screen(found, Ink())
+        assert found.as_json()["port_mapping"]["doubts"] == [doubt]
+
+    def test_a_router_that_was_not_asked_is_not_shown(self) -> None:
+        assert "port mapping" in screen(PORT, Ink())
+        assert "port mapping" not in screen(replace(PORT, ports=Ports()), Ink())
+
     def test_the_time_was_over(self) -> None:
         found = replace(PORT, behaviours={}, addrs=(), cut=True)
         assert "--timeout gives it more" in screen(found, Ink(width=300))
@@ -160,7 +182,20 @@ class TestJson:
             "tcp": "only by relay",
         }
         assert told["addrs"][0]["state"] == "private"
+        assert told["port_mapping"]["asked"] is True
+        assert told["port_mapping"]["reason"].startswith("the router at 10.3.0.1 maps no ports: PCP")
         assert told["addrs"][0]["evidence"][0]["inferred"] is True
+
+    def test_of_mapped_ports(self) -> None:
+        told = MAPPED.as_json()
+        assert told["by_mapping"] is True
+        assert told["port_mapping"]["mapped"][1] == {
+            "listener": "/ip4/10.3.0.2/tcp/40123",
+            "external": f"/ip4/{OUTSIDE}/tcp/40123",
+            "protocol": "UPnP IGD 2",
+            "gateway": "10.3.0.1",
+            "lifetime": 7200.0,
+        }
 
     def test_a_transport_that_is_blocked_has_no_way(self) -> None:
         assert BLOCKED.as_json()["peers"]["none"]["udp"] is None

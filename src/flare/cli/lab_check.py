@@ -23,6 +23,9 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--nat", choices=("user", "kernel"), default="user", help="make of the NAT (default: user)"
     )
     parser.add_argument(
+        "--upnpd", action="store_true", help="miniupnpd maps ports on its router (only with --nat kernel)"
+    )
+    parser.add_argument(
         "--delay-ms", type=float, default=50.0, metavar="MS", help="one way between any two (default: 50)"
     )
     parser.add_argument("--loss", type=float, default=0.0, metavar="SHARE", help="of packets lost, 0 to 1")
@@ -39,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
         relays=args.relays,
         options="--json" if args.json else "",
         seed=args.seed,
+        upnpd=args.upnpd,
     )
     done = checkup.check(plan)
     for line in done.lines:

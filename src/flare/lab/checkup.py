@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final
 
 from flare.lab.fabric import Path
 from flare.lab.stage import LabFailed, Stage
+from flare.lab.upnpd import MiniUpnpd
 from flare.lab.world import Lab, Make
 
 RELAY: Final = "{flare} relay --listen {listen} --json"
@@ -26,6 +28,7 @@ class Plan:
     options: str = ""
     timeout: float = 60.0
     seed: int = 0
+    upnpd: bool = False  # miniupnpd runs on its router, which must be the kernel's
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +44,16 @@ def check(plan: Plan) -> Checkup:
     """Build the world, run the command, take it down. LabFailed when it did not even get so far."""
     names = [f"relay{number}" for number in range(1, plan.relays + 1)]
     hosts = {**dict.fromkeys(names, "none"), "host": plan.kind}
-    with Lab(hosts, make=plan.make, default=plan.path, seed=plan.seed) as lab:
+    with ExitStack() as stack:
+        lab = stack.enter_context(Lab(hosts, make=plan.make, default=plan.path, seed=plan.seed))
+        if plan.upnpd:
+            routers = lab.hosts["host"].routers
+            if not routers:
+                raise LabFailed("miniupnpd needs a router of the kernel's make")
+            stack.enter_context(MiniUpnpd(routers[0]))
         stage = Stage(lab)
-        try:
-            return _check(plan, lab, stage, names)
-        finally:
-            stage.close()
+        stack.callback(stage.close)
+        return _check(plan, lab, stage, names)
 
 
 def _check(plan: Plan, lab: Lab, stage: Stage, names: list[str]) -> Checkup:

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any
 
-from ...config import Config
+from ...config import Config, PortMappingConfig
 from ..common import (
     Stop,
     add_common,
@@ -23,6 +23,8 @@ from ..output import Output
 from .ink import ink_for
 from .look import Look
 from .screen import screen
+
+ROUTER_PATIENCE = 3.0  # seconds for a router to say that it maps ports
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -43,6 +45,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="append",
         default=[],
         help="relay to look from, may be given again; without one only this machine is looked at",
+    )
+    parser.add_argument(
+        "--no-map", action="store_true", help="do not ask the router to map ports, not even for these seconds"
     )
     parser.add_argument(
         "--timeout", metavar="S", type=seconds, default=20.0, help="seconds for all of it (default 20)"
@@ -72,8 +77,9 @@ async def _check(args: argparse.Namespace, out: Output) -> int:
         async with Look(
             args.relay,
             identity=identity_from(args.identity),
-            config=Config(security=args.security),
+            config=Config(security=args.security, port_mapping=PortMappingConfig(patience=ROUTER_PATIENCE)),
             tell=tell,
+            maps=not args.no_map,
         ) as look:
             await look.run(args.timeout)
             found = look.findings()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 
+from ...events import PortMapped
 from ...nat.behaviour import Behaviour
 from ...nat.outlook import Before, Outcome, Outlook, Peer, before_us, outlook
 from ...nat.reachability import AddressVerdict, Reachable
@@ -91,6 +92,36 @@ class Relay:
 
 
 @dataclass(frozen=True, slots=True)
+class Ports:
+    """Whether the router maps ports. It gets them back when the check ends.
+
+    `reason` says why not, `doubts` why what it maps may lead nowhere (double NAT).
+    """
+
+    asked: bool = False
+    mapped: tuple[PortMapped, ...] = ()
+    reason: str = ""
+    doubts: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "asked": self.asked,
+            "mapped": [
+                {
+                    "listener": str(one.listener),
+                    "external": str(one.external),
+                    "protocol": one.protocol,
+                    "gateway": one.gateway,
+                    "lifetime": one.lifetime,
+                }
+                for one in self.mapped
+            ],
+            "reason": self.reason,
+            "doubts": list(self.doubts),
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Findings:
     """All of it. `behaviours` go by transport, "udp" and "tcp", and with a 6 behind it for IPv6."""
 
@@ -99,6 +130,7 @@ class Findings:
     ipv6: Family = Family(6)
     relays: tuple[Relay, ...] = ()
     behaviours: Mapping[str, Behaviour] = field(default_factory=dict)
+    ports: Ports = Ports()
     addrs: tuple[AddressVerdict, ...] = ()
     seconds: float = 0.0
     cut: bool = False  # the time was over before all was known
@@ -146,6 +178,13 @@ class Findings:
         return any(self.reachable(transport, 6) is Reachable.PUBLIC for transport in NAMES)
 
     @property
+    def by_mapping(self) -> bool:
+        """Whether we are public at mapped ports and nowhere else."""
+        mapped = {one.external for one in self.ports.mapped}
+        public = {verdict.addr for verdict in self.addrs if verdict.state is Reachable.PUBLIC}
+        return bool(public) and public <= mapped
+
+    @property
     def before(self) -> Mapping[str, frozenset[Before]]:
         """What may stand before us, for each transport that works."""
         return {
@@ -186,6 +225,8 @@ class Findings:
             "public_addrs": list(self.public_addrs),
             "public_over_ipv6": self.public_over_ipv6,
             "nat": {name: self.behaviour(name).as_json() for name in NAMES},
+            "port_mapping": self.ports.as_json(),
+            "by_mapping": self.by_mapping,
             "relays": [relay.as_json() for relay in self.relays],
             "addrs": [verdict_json(verdict) for verdict in self.addrs],
             "peers": {

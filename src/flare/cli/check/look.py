@@ -14,10 +14,20 @@ from typing import Any, Final, Self
 from ...auto_nat import AutoNat
 from ...config import Config
 from ...errors import FlareError
-from ...events import Event, PeerIdentified, ReservationAccepted, ReservationLost
+from ...events import (
+    DoubleNatFound,
+    Event,
+    PeerIdentified,
+    PortMapped,
+    PortMappingFailed,
+    PortMappingLost,
+    ReservationAccepted,
+    ReservationLost,
+)
 from ...host import Host
 from ...nat.behaviour import Behaviour, Filtering, Mapping
 from ...nat.reachability import Reachable
+from ...port_mapper import PortMapper
 from ...protocols import ping
 from ...transport.connection import Connection, StreamHandlers
 from ...transport.quic import QuicTransport
@@ -26,12 +36,14 @@ from ...transport.tcp import TcpTransport
 from ...wire.keys import Identity
 from ...wire.multiaddr import Multiaddr
 from ...wire.peer_id import PeerId
-from .findings import NAMES, Family, Findings, Path, Relay, verdict_json
+from .findings import NAMES, Family, Findings, Path, Ports, Relay, verdict_json
 
 STEP: Final = 0.05  # seconds between two looks at what is known
 PATIENCE: Final = 4.0  # seconds for one path to a relay
 IDENTIFIED: Final = 3.0  # seconds for a relay to say where it listens
 QUIET: Final = 1.5  # seconds in which nothing new came and nothing was under way: then nothing will
+ALONE: Final = 2.5  # seconds for our dials before the NAT is looked at: one that gets no answer takes longer
+ROUTER: Final = 4.0  # seconds for the router to map ports
 PINGS: Final = 3
 ELSEWHERE: Final = {4: ("192.0.2.1", 9), 6: ("2001:db8::1", 9)}  # nobody's: only the route is looked up
 
@@ -52,14 +64,24 @@ def family(version: int) -> Family:
 class Look:
     """One look, as `async with Look(...) as look: await look.run(timeout)`, then `look.findings()`.
 
-    `tell(event, **fields)` hears of each fact once it is known.
+    `tell(event, **fields)` hears of each fact once it is known; `maps` asks the router for ports.
     """
 
     def __init__(
-        self, relays: Sequence[Multiaddr], *, identity: Identity, config: Config, tell: Tell
+        self,
+        relays: Sequence[Multiaddr],
+        *,
+        identity: Identity,
+        config: Config,
+        tell: Tell,
+        maps: bool = True,
     ) -> None:
         self._host = Host(identity=identity, relays=relays, config=config, punch=False)
         self._nat = AutoNat(self._host, serve=False)
+        self._mapper = PortMapper(self._host) if maps else None
+        self._mapped: dict[Multiaddr, PortMapped] = {}
+        self._unmapped: dict[Multiaddr | None, str] = {}
+        self._doubts: dict[str, None] = {}
         self._tell = tell
         self._config = config
         self._addrs: dict[PeerId, list[Multiaddr]] = {}
@@ -76,6 +98,7 @@ class Look:
         self._began = time.monotonic()
         self._seconds = 0.0
         self._cut = False
+        self._asking = False
 
     async def __aenter__(self) -> Self:
         for version in (4, 6):
@@ -83,7 +106,8 @@ class Look:
         self._host.on_event(self._hear)
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(self._host)
-            await stack.enter_async_context(self._nat)
+            if self._mapper is not None:
+                await stack.enter_async_context(self._mapper)
             stranger = Identity.generate()
             self._tcp = TcpTransport(self._host.engine, stranger, self._config, on_connection=_nobody)
             stack.push_async_callback(self._tcp.close)
@@ -101,18 +125,22 @@ class Look:
         """Look until all is known, nothing more comes, or the time is over."""
         loop = asyncio.get_running_loop()
         looks = [loop.create_task(self._relay(peer)) for peer in self._addrs]
-        quiet_since = loop.time()
-        end = quiet_since + timeout
+        began = quiet_since = loop.time()
         try:
             while not self._cut:
                 await asyncio.sleep(STEP)
+                dialled = all(look.done() for look in looks)
+                if not self._asking and (dialled or loop.time() - began > ALONE):
+                    # later than our own dials, which would come between the ports that it compares
+                    await self._stack.enter_async_context(self._nat)
+                    self._asking = True
+                    quiet_since = loop.time()
                 if self._tell_news() or self._nat.busy:
                     quiet_since = loop.time()
-                if all(look.done() for look in looks) and (
-                    self._known() or not self._paths or loop.time() - quiet_since > QUIET
-                ):
+                idle = self._known() or not self._paths or loop.time() - quiet_since > QUIET
+                if dialled and self._asked_router() and idle:
                     break
-                self._cut = loop.time() >= end
+                self._cut = loop.time() - began >= timeout
         finally:
             for look in looks:
                 look.cancel()
@@ -141,12 +169,27 @@ class Look:
             ipv6=families[6],
             relays=tuple(self._relay_now(peer) for peer in self._addrs),
             behaviours=dict(self._nat.behaviours),
+            ports=Ports(
+                self._mapper is not None,
+                tuple(self._mapped.values()),
+                "; ".join(self._unmapped.values()),
+                tuple(self._doubts),
+            ),
             addrs=self._nat.verdicts,
             seconds=self._seconds or time.monotonic() - self._began,
             cut=self._cut,
         )
 
     # -- what is known
+
+    def _asked_router(self) -> bool:
+        """Whether the router has said all that it will, as far as the check waits for it."""
+        if self._mapper is None or None in self._unmapped:
+            return True
+        answered = {
+            listener.transport for listener in (*self._mapped, *self._unmapped) if listener is not None
+        }
+        return answered == set(NAMES.values()) or time.monotonic() - self._began > ROUTER
 
     def _known(self) -> bool:
         """Whether nothing is left to find out."""
@@ -160,10 +203,11 @@ class Look:
     def _is_known(self, found: Findings, name: str) -> bool:
         """Whether all is known that concerns "udp" or "tcp"."""
         behaviour = found.behaviour(name)
-        if found.works(name) is False or behaviour.mapping.depends:
+        if found.works(name) is False or (behaviour.mapping.depends and not self._host.mapped_addrs):
             return True
         judged = {verdict.addr for verdict in found.addrs}
-        seen = [addr for addr in self._host.observed_addrs if addr.transport == NAMES[name]]
+        found_at = (*self._host.observed_addrs, *self._host.mapped_addrs)
+        seen = [addr for addr in found_at if addr.transport == NAMES[name]]
         return (
             behaviour.mapping is not Mapping.UNKNOWN
             and behaviour.filtering is not Filtering.UNKNOWN
@@ -173,6 +217,10 @@ class Look:
     def _tell_news(self) -> bool:
         """Tell what has changed of the NAT and of our addresses; whether anything has."""
         news = False
+        if "ports" not in self._told and self._mapper is not None and self._asked_router():
+            self._told["ports"] = True
+            self._tell("port-mapping", **self.findings().ports.as_json())
+            news = True
         for transport, behaviour in self._nat.behaviours.items():
             if behaviour != self._told.get(transport, Behaviour(transport)):
                 self._told[transport] = behaviour
@@ -196,6 +244,14 @@ class Look:
         elif isinstance(event, ReservationLost) and event.relay is not None:
             self._places[event.relay] = False
             self._reasons[event.relay] = event.reason
+        elif isinstance(event, PortMapped):
+            self._mapped[event.listener] = event
+        elif isinstance(event, PortMappingLost):
+            self._mapped.pop(event.listener, None)
+        elif isinstance(event, PortMappingFailed):
+            self._unmapped[event.listener] = event.reason
+        elif isinstance(event, DoubleNatFound):
+            self._doubts[event.reason] = None
 
     def _direct(self, peer: PeerId) -> Connection | None:
         return next((c for c in self._host.connections_to(peer) if not c.is_relayed), None)

@@ -11,7 +11,7 @@ from ...nat.behaviour import Allocation, Behaviour, Filtering, Mapping
 from ...nat.outlook import Before, Outcome, Outlook, Peer, Way
 from ...nat.reachability import AddressVerdict, Reachable
 from ...watch.words import printable, short
-from .findings import NAMES, Family, Findings, Relay
+from .findings import NAMES, Family, Findings, Ports, Relay
 from .ink import Ink
 
 MAX_LINES: Final = 40
@@ -111,6 +111,18 @@ def _machine(page: _Page, found: Findings) -> None:
     page.row("IPv6", _family(found.ipv6, found))
     for transport, name in (("udp", "UDP"), ("tcp", "TCP")):
         page.row(name, _works(found, transport), *(["bad"] if found.works(transport) is False else []))
+    if found.ports.asked:
+        page.row("port mapping", _ports_mapped(found.ports), *(["fair"] if found.ports.doubts else []))
+
+
+def _ports_mapped(ports: Ports) -> str:
+    if ports.doubts:
+        return ports.doubts[0]
+    if not ports.mapped:
+        why = ports.reason.partition(": ")[0].partition(" that could")[0]  # --json has all of it
+        return f"none: {why}" if why else "the router has not answered"
+    first, count = ports.mapped[0], len(ports.mapped)
+    return f"{first.protocol}: {count} ports of {first.external.ip} forwarded, and given back now"
 
 
 def _family(family: Family, found: Findings) -> str:
@@ -295,6 +307,11 @@ def _sentence(found: Findings, expected: Outlook) -> str:
     relayed = any(expected.best(peer) is Way.RELAYED for peer in Peer)
     match expected.outcome:
         case Outcome.PUBLIC:
+            if found.by_mapping:
+                return (
+                    "PUBLIC as long as the router forwards ports to you: everybody reaches you directly. The "
+                    "check has given them back; `--map-ports`, or flare.PortMapper in a program, keeps them."
+                )
             return f"PUBLIC, {_behind(found)}: everybody reaches you directly."
         case Outcome.PUNCHED:
             carries = ", and carries those who reach you no other way" if relayed else ""
