@@ -40,6 +40,11 @@ def limited(**limits: Any) -> Config:
     return Config(quic=replace(QuicLimits(), **limits))
 
 
+def test_the_times() -> None:
+    """Go's idle timeout, and a ping when half of it is over: mappings of 30 s and more are kept."""
+    assert (QuicLimits().keepalive, QuicLimits().idle_timeout) == (15.0, 30.0)
+
+
 class TestListening:
     @aio
     @pytest.mark.parametrize("version", [4, 6])

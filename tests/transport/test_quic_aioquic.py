@@ -194,6 +194,14 @@ def test_nothing_but_the_engine_knows_aioquic() -> None:
     assert naming == {"quic.py"}
 
 
+def test_the_handlers_of_frames() -> None:
+    """Which epochs a frame may come in is a set of its own for each frame and connection; ours share them."""
+    handlers = getattr(client(), quic_incoming._HANDLERS)
+    assert len(handlers) == 33
+    assert all(isinstance(epochs, frozenset) for _, epochs in handlers.values())
+    assert len({epochs for _, epochs in handlers.values()}) <= 5
+
+
 def test_what_a_front_of_frames_must_have() -> None:
     """aioquic's methods write frames to ours as to a QuicPacketBuilder."""
     asked = set()

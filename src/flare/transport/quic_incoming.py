@@ -31,6 +31,8 @@ from flare.transport.quic_recovery import Recovery
 CONNECTED: Final = QuicConnectionState.CONNECTED  # an Enum is slow as a key, and in a set
 ONE_RTT: Final = tls.Epoch.ONE_RTT
 _TLS_LATER: Final = 1024  # bytes of what TLS may say after the handshake, which is nothing without tickets
+_HANDLERS: Final = "_QuicConnection__frame_handlers"
+_EPOCHS: Final[dict[frozenset[tls.Epoch], frozenset[tls.Epoch]]] = {}  # of which each is needed once
 _KINDS: Final = {
     tls.CipherSuite.AES_128_GCM_SHA256: aead.AES_128_GCM,
     tls.CipherSuite.AES_256_GCM_SHA384: aead.AES_256_GCM,
@@ -85,6 +87,9 @@ class Incoming(QuicConnection):
     def __init__(self, datagram_size: int, **how: Any) -> None:
         super().__init__(**how)
         self._logger = _QUIET
+        handlers: dict[int, tuple[Any, frozenset[tls.Epoch]]] = getattr(self, _HANDLERS)
+        for kind, (handler, epochs) in handlers.items():  # 7 KiB for each connection otherwise
+            handlers[kind] = handler, _EPOCHS.setdefault(epochs, epochs)
         self._recovery = Recovery(
             datagram_size=datagram_size,
             pacer=Pacer(datagram_size),
