@@ -79,7 +79,8 @@ async def test_both_listeners_are_mapped_and_given_back() -> None:
         await eventually(lambda: len(mapping.mappings) == 2)
         assert set(inside.mapped_addrs) == outside(inside)
         assert len(router.table) == 2
-        assert mapping.routers[str(GATEWAY)]["PCP"] == ""
+        (found,) = mapping.routers
+        assert (found.gateway, found.protocols["PCP"], found.troubles) == (str(GATEWAY), "", ())
         assert {event.protocol for event in seen.of(PortMapped)} == {"PCP"}
     assert not router.table
     assert not inside.mapped_addrs
@@ -176,10 +177,28 @@ async def test_a_silent_router_delays_neither_start_nor_end() -> None:
 
 
 @aio
+async def test_who_shows_it_may_wait_until_all_is_said() -> None:
+    async with home("10.0.0.5") as (_, _, mapping, _):
+        assert await mapping.settled() == ""
+        assert len(mapping.mappings) == 2
+        (found,) = mapping.routers
+        await eventually(lambda: mapping.routers[0].protocols.get("UPnP") == "")
+        assert mapping.routers[0].outside == ("10.0.0.5",)
+        assert mapping.doubts[0].startswith("double NAT")
+    limits = flare.Config(port_mapping=flare.PortMappingConfig(patience=0.2))
+    async with Router(speaks=()), host(listen=LISTEN, config=limits) as inside, mapper(inside) as mapping:
+        assert await mapping.settled() == ""
+        (found,) = mapping.routers
+        assert found.troubles[0].startswith(f"the router at {GATEWAY} maps no ports: PCP: ")
+        assert set(found.protocols) == {"PCP", "NAT-PMP", "UPnP"}
+
+
+@aio
 async def test_no_router_is_an_event_and_no_error() -> None:
     async with host(listen=LISTEN) as inside:
         seen = Seen(inside)
-        async with mapper(inside, {}.get):
+        async with mapper(inside, {}.get) as mapping:
+            assert (await mapping.settled()).startswith("there is no router")
             failed = await seen.first(PortMappingFailed)
             assert failed.listener is None
             assert failed.reason.startswith("there is no router")
@@ -209,7 +228,8 @@ async def test_the_rules_of_use() -> None:
     async with Router(), host(listen=LISTEN) as inside:
         mapping = mapper(inside)
         mapping.hurry()
-        assert mapping.routers == {}
+        assert mapping.routers == ()
+        assert await mapping.settled() == ""
         async with mapping:
             with pytest.raises(UsageError, match="running already"):
                 await mapping.__aenter__()

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from .errors import UsageError
-from .events import AddressReachability, DoubleNatFound, Event, NetworkChanged, PeerIdentified
+from .events import (
+    AddressReachability,
+    DoubleNatFound,
+    Event,
+    NetworkChanged,
+    PeerIdentified,
+    PortMapped,
+    PortMappingFailed,
+)
 from .nat.port_mapping.external import Judgement, Standing, judge
 from .nat.port_mapping.lease import Lease
 from .nat.port_mapping.mapping import PortMapping
@@ -27,6 +36,18 @@ class Mapped:
     lease: Lease
     judgement: Judgement
     told: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RouterFound:
+    """A router: what it said of each protocol ("" where it speaks it), what it calls its own address, and why
+    ports are not mapped there.
+    """
+
+    gateway: str
+    protocols: Mapping[str, str]
+    outside: tuple[str, ...]
+    troubles: tuple[str, ...]
 
 
 class PortMapper:
@@ -49,6 +70,7 @@ class PortMapper:
         self._doubts: dict[IpAddress, str] = {}  # what was reported of the routers' addresses
         self._seen: frozenset[IpAddress] = frozenset()
         self._mapped: tuple[Mapped, ...] = ()
+        self._news = asyncio.Event()
         self._mapping: PortMapping | None = None
         self._unsubscribe: Callable[[], None] | None = None
 
@@ -76,6 +98,7 @@ class PortMapper:
             await self._mapping.close()
             self._judge()
         self._mapping = None
+        self._news.set()
 
     @property
     def mappings(self) -> tuple[Mapped, ...]:
@@ -83,10 +106,34 @@ class PortMapper:
         return self._mapped
 
     @property
-    def routers(self) -> dict[str, dict[str, str]]:
-        """Each router on our ways out: by protocol, why it does not speak it; "" where it does."""
+    def routers(self) -> tuple[RouterFound, ...]:
+        """The routers on our ways out, and what they said."""
         routers = self._mapping.routers if self._mapping is not None else ()
-        return {str(router.gateway): dict(router.said) for router in routers}
+        return tuple(
+            RouterFound(
+                str(router.gateway),
+                MappingProxyType(dict(router.said)),
+                tuple(dict.fromkeys(map(str, router.outside.values()))),
+                tuple(dict.fromkeys(router.troubles.values())),
+            )
+            for router in routers
+        )
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why what a router forwards does not reach the internet, or not for sure: double NAT."""
+        return tuple(self._doubts.values())
+
+    async def settled(self) -> str:
+        """Wait until each port is mapped or has failed to be; nobody needs to, unless to show it.
+
+        Takes PortMappingConfig.patience when no router answers, and a few questions to one that does. Returns
+        why there was nobody to ask, "" otherwise.
+        """
+        while (mapping := self._mapping) is not None and not mapping.settled:
+            self._news.clear()
+            await self._news.wait()
+        return mapping.nothing if mapping is not None else ""
 
     def hurry(self) -> None:
         """Look now whether the way out, or what is mapped there, has changed, rather than soon."""
@@ -101,6 +148,8 @@ class PortMapper:
                 self._judge()
             case NetworkChanged():
                 self.hurry()
+            case PortMapped() | PortMappingFailed():
+                self._news.set()
             case _:
                 pass
 

@@ -201,3 +201,32 @@ def test_no_daemon_at_all() -> None:
         failed = scene.wait(host, "port-mapping-failed", seconds=30)
         assert failed["reason"].startswith("the router at 10.1.0.1 maps no ports: PCP: nobody listens")
         assert scene.wait(host, "reservation-accepted"), "which kept it from nothing"
+
+
+def test_the_command() -> None:
+    with home() as scene:
+        flare = [sys.executable, "-m", "flare"]
+        listen = ["--listen", "/ip4/0.0.0.0/tcp/4001", "--listen", "/ip4/0.0.0.0/udp/4001/quic-v1"]
+        host = scene.lab.spawn("host", [*flare, "listen", *listen, "--map-ports", "--json"], env=ENV)
+        peer = scene.wait(host, "listening")["peer"]
+        addr = scene.mapped(host, protocol="PCP")[0]
+        ping = [*flare, "ping", f"{addr}/p2p/{peer}", "--count", "1", "--json"]
+        stranger = scene.lab.spawn("stranger", ping, env=ENV)
+        assert scene.until(stranger.done, 30)
+        assert stranger.process.returncode == 0
+        scene.end(host)
+        assert host.process.returncode == 0
+        assert not scene.forwards()
+
+
+def test_a_relay_at_home() -> None:
+    with home() as scene:
+        flare = [sys.executable, "-m", "flare"]
+        at_home = [*flare, "relay", "--listen", "/ip4/0.0.0.0/tcp/4001", "--map-ports", "--json"]
+        relay = scene.lab.spawn("host", at_home, env=ENV)
+        peer = scene.wait(relay, "listening")["peer"]
+        external = scene.wait(relay, "port-mapped")["external"]
+        listen = [*flare, "listen", "--relay", f"{external}/p2p/{peer}", "--json"]
+        stranger = scene.lab.spawn("stranger", listen, env=ENV)
+        reserved = scene.wait(stranger, "reserved")
+        assert any(addr.startswith(f"{external}/p2p/{peer}/p2p-circuit") for addr in reserved["addrs"])

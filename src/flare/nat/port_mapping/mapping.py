@@ -74,10 +74,11 @@ class PortMapping:
         self._make_mappers = mappers
         self._uniform = uniform
         self._announcements = announcements(self._announced)
+        self.nothing = ""  # why there is nothing to map and nobody to ask; empty where there is
         self._routes: dict[int, Route | None] = {}
         self._tended: dict[int, _Tended] = {}
         self._hurry = asyncio.Event()
-        self._told_nothing = False
+        self._looked = False
         self._tasks = Tasks()
         self._task: asyncio.Task[None] | None = None
 
@@ -111,13 +112,20 @@ class PortMapping:
         """The routers on our ways out."""
         return tuple(tended.router for tended in self._tended.values())
 
+    @property
+    def settled(self) -> bool:
+        """Whether each listener is mapped now or has failed to be."""
+        return self._looked and all(router.settled for router in self.routers)
+
     async def _run(self) -> None:
         while True:
             for version in (4, 6):
                 await self._look(version)
-            if not self._tended and not self._told_nothing:
-                self._on_event(PortMappingFailed(None, self._nothing(), self._config.look))
-            self._told_nothing = not self._tended
+            nothing = "" if self._tended else self._why_nothing()
+            self._looked, news = True, nothing != self.nothing
+            self.nothing = nothing
+            if nothing and news:
+                self._on_event(PortMappingFailed(None, nothing, self._config.look))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._config.look):
                     await self._hurry.wait()
@@ -168,7 +176,7 @@ class PortMapping:
             await tended.router.close()
             del self._tended[version]
 
-    def _nothing(self) -> str:
+    def _why_nothing(self) -> str:
         routes = [route for version in (4, 6) if (route := self._route(version)) is not None]
         if not any(route.gateway for route in routes):
             return "there is no router on the way to the internet that could forward a port"

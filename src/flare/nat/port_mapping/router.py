@@ -52,6 +52,7 @@ class Router:
         self.leases: dict[Multiaddr, Lease] = {}
         self.said: dict[str, str] = {}  # by protocol: why it could not be had, "" where it could
         self.outside: dict[str, IpAddress] = {}  # by protocol: what the router calls its own address
+        self.troubles: dict[Multiaddr | None, str] = {}  # why a listener, or (None) all, is not mapped now
         self._mappers = list(mappers)
         self._config = config
         self._on_event = on_event
@@ -74,6 +75,7 @@ class Router:
         self._wanted = tuple(dict.fromkeys(listeners))[: self._config.max_listeners]
         for listener in [known for known in self._keepers if known not in self._wanted]:
             self._keepers.pop(listener).cancel()
+            self.troubles.pop(listener, None)
             if (lease := self.leases.get(listener)) is not None:
                 self._start_returning(self._holders[listener], lease)
                 self._lose(listener, "nobody listens there any more")
@@ -81,6 +83,12 @@ class Router:
             for listener in self._wanted:
                 if listener not in self._keepers:
                     self._keepers[listener] = self._tasks.start(self._keep(listener), f"map {listener}")
+
+    @property
+    def settled(self) -> bool:
+        """Whether each listener is mapped now or has failed to be."""
+        done = (*self.leases, *self.troubles)
+        return None in self.troubles or (self._serving and all(wanted in done for wanted in self._wanted))
 
     def wake(self) -> None:
         """The router may have lost its mappings: look at all of them now, but not again and again."""
@@ -98,11 +106,13 @@ class Router:
             await self._probe()
             if any(_answered(task) for task in self._probes.values()):
                 failures = 0
+                self.troubles.clear()
                 await self._serve()
                 continue
             failures += 1
             delay = self._backoff(failures)
             reason = f"the router at {self.gateway} maps no ports: {'; '.join(map(str, self.said.values()))}"
+            self.troubles = {None: reason}
             self._on_event(PortMappingFailed(None, reason, delay))
             await self._rest(delay)
 
@@ -201,6 +211,7 @@ class Router:
                 failures += 1
                 lasting = error.lasting if isinstance(error, PortMappingRefused) else 0.0
                 delay = max(self._backoff(failures), min(lasting, self._config.backoff_max))
+                self.troubles[listener] = str(error)
                 self._on_event(PortMappingFailed(listener, str(error), delay))
                 await self._rest(delay)
                 continue
@@ -308,6 +319,7 @@ class Router:
 
     def _have(self, mapper: Mapper, lease: Lease) -> None:
         self.leases[lease.listener] = lease
+        self.troubles.pop(lease.listener, None)
         self._holders[lease.listener] = mapper
         lifetime = None if lease.lifetime == PERMANENT else lease.lifetime
         self._on_event(PortMapped(lease.listener, lease.addr, lease.protocol, str(self.gateway), lifetime))

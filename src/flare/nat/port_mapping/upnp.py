@@ -209,21 +209,29 @@ async def find(route: Route, config: PortMappingConfig, kinds: tuple[str, ...]) 
     with Search(route, config.patience) as search:
         while (location := await search.next()) is not None:
             try:
-                url = checked(location, _gateway(route))
-                answer = await _request(url, _source(route), config)
-                if answer.status != 200:
-                    raise DecodeError(f"status {answer.status} for its description", protocol="upnp")
-                found = upnp.services(answer.body, location)
-                for service in found:
-                    checked(service.control, _gateway(route))
+                return await described(location, route, config, kinds)
             except (FlareError, OSError) as error:
                 last = error
-                continue
-            wanted = [service for kind in kinds for service in found if service.kind == kind]
-            if wanted:
-                return tuple(wanted)
-            last = PortMappingRefused("UPnP: the router has no service that maps ports", code=0)
     raise last
+
+
+async def described(
+    location: str, route: Route, config: PortMappingConfig, kinds: tuple[str, ...]
+) -> tuple[Service, ...]:
+    """Those of `kinds` that the description at `location` names, in that order.
+
+    PortMappingRefused when it names none, ProtocolViolation when it leads elsewhere than to the router.
+    """
+    answer = await _request(checked(location, _gateway(route)), _source(route), config)
+    if answer.status != 200:
+        raise DecodeError(f"status {answer.status} for its description", protocol="upnp")
+    found = upnp.services(answer.body, location)
+    for service in found:
+        checked(service.control, _gateway(route))
+    wanted = tuple(service for kind in kinds for service in found if service.kind == kind)
+    if not wanted:
+        raise PortMappingRefused("UPnP: the router has no service that maps ports", code=0)
+    return wanted
 
 
 async def call(
