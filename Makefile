@@ -68,6 +68,7 @@ lab: .stamps/test
 	$(PY) -m pytest -q -m "lab and not interop" --timeout 900 $(ARGS)
 	$(PY) -m flare lab matrix --nat both --expect --jobs 3
 	$(PY) -m flare lab reach --nat both --expect --jobs 3
+	$(PY) -m flare lab reach --nat both --expect --jobs 2 --lifetime --timeout 70 short port
 	$(PY) -m flare lab matrix --transport quic --nat user --expect --jobs 3
 	$(PY) -m flare lab matrix --transport any --nat kernel --expect --jobs 3 none addr port port-rst sym
 

@@ -59,7 +59,7 @@ TRUTH: Final[dict[str, Truth]] = {
     "none": replace(_both("public", Row(NONE, EI, "preserving", None)), lifetime=None),
     "full": replace(_both("public", Row(EI, EI, "preserving")), lifetime=300.0),
     "hairpin": replace(_both("public", Row(EI, EI, "preserving", True)), lifetime=300.0),
-    "addr": _both("private", Row(EI, AD, "preserving")),
+    "addr": replace(_both("private", Row(EI, AD, "preserving")), lifetime=300.0),
     "port": _both("private", _PORT),
     "port-rst": _both("private", _PORT),
     "port-acc": _both("private", _PORT),
@@ -69,7 +69,7 @@ TRUTH: Final[dict[str, Truth]] = {
     ),
     "sym": _both("private", _SYM),
     "sym-seq": _both("private", Row(APD, APD, "sequential", step=1)),
-    "adm": _both("private", Row(AD, APD, "random")),
+    "adm": replace(_both("private", Row(AD, APD, "random")), lifetime=300.0),
     "cgn": _both("private", _PORT),
     "cgn-sym": _both("private", _SYM),
 }
