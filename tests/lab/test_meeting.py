@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,7 +42,7 @@ def test_plans_are_ordered_pairs_times_skews() -> None:
 def test_a_cell_is_right_when_all_its_runs_are(a: str, b: str, outcomes: list[str], right: bool) -> None:
     plan = Plan(a, b)
     cell = Cell(plan, tuple(result(plan, outcome) for outcome in outcomes))
-    assert cell.right is right
+    assert bool(cell.wrong) is not right
     assert cell.text().endswith("!") is not right
 
 
@@ -136,3 +137,24 @@ def test_kinds_that_meet_others_do_not_meet_each_other(
     assert met == [("port", "sym"), ("cgn", "sym"), ("sym", "port"), ("sym", "cgn")]
     assert capsys.readouterr().out.count("rows dial") == 2
     assert lab.run(parser.parse_args(["lab", "matrix", "port", "--with", "nothing"])) == 2
+
+
+def test_a_matrix_with_a_log_prints_its_table_and_what_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def meet(plan: Plan) -> Result:
+        wrong = (plan.a, plan.b) == ("none", "port")
+        return result(plan, "failed" if wrong else "direct", reason="nobody came" if wrong else "")
+
+    monkeypatch.setattr(matrix, "meet", meet)
+    monkeypatch.setattr(lab, "become_able", lambda: None)
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    log = tmp_path / "log"
+    args = parser.parse_args(["lab", "matrix", "none", "port", "--expect", "--log", str(log)])
+    assert args.run(args) == 1
+    assert len(log.read_text().splitlines()) == 4
+    printed, complaints = capsys.readouterr()
+    assert printed.startswith("NATs of the user make")
+    assert "not what must come out: none to port (user NATs): failed: nobody came" in printed
+    assert complaints == ""

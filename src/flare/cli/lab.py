@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -82,6 +82,9 @@ def add_subcommands(parser: argparse.ArgumentParser) -> None:
         "--skew-ms", type=_numbers, default=(0.0,), metavar="MS,...", help="skews to try (default: 0)"
     )
     many.add_argument("--nat", choices=("user", "kernel", "both"), default="user", help="make of the NATs")
+    many.add_argument(
+        "--log", metavar="FILE", type=FilePath, help="write each meeting's outcome there (default: stderr)"
+    )
     many.add_argument("--jobs", type=_jobs, default=1, metavar="N", help="meetings at once (default: 1)")
     many.add_argument(
         "--expect", action="store_true", help="exit code 1 when a pair comes out as it must not"
@@ -219,24 +222,27 @@ def _matrix(args: argparse.Namespace) -> int:
         return 2
     makes = ("user", "kernel") if args.nat == "both" else (args.nat,)
 
-    def show(result: Result) -> None:
-        if args.json:
-            _say(json.dumps(result.as_json()))
-        else:
-            print(_sentence(result), file=sys.stderr, flush=True)
-
     sides = [(kinds, args.others), (args.others, kinds)] if args.others else [(kinds, kinds)]
     skews = [ms / 1000 for ms in args.skew_ms]
-    every = []
-    for rows, columns in sides:
-        cells = []
-        for make in makes:
-            base = _plan(args, rows[0], columns[0], make, 0.0)
-            cells += list(matrix.fill(matrix.plans(base, rows, columns, skews), args.runs, show, args.jobs))
-        if not args.json:
-            _say(matrix.table(cells, rows, columns))
-        every += cells
-    wrong = [cell for cell in every if not cell.right]
-    for cell in wrong:
-        print(f"not what must come out: {cell.plan.a} to {cell.plan.b}, {cell.text()}", file=sys.stderr)
+    wrong: list[Result] = []
+    with args.log.open("w") if args.log is not None else nullcontext(sys.stderr) as log:
+
+        def show(result: Result) -> None:
+            if args.json:
+                _say(json.dumps(result.as_json()))
+            else:
+                print(_sentence(result), file=log, flush=True)
+
+        for rows, columns in sides:
+            cells = []
+            for make in makes:
+                base = _plan(args, rows[0], columns[0], make, 0.0)
+                plans = matrix.plans(base, rows, columns, skews)
+                cells += list(matrix.fill(plans, args.runs, show, args.jobs))
+            if not args.json:
+                _say(matrix.table(cells, rows, columns))
+            wrong += [result for cell in cells for result in cell.wrong]
+    for result in wrong:
+        surprise = f"not what must come out: {_sentence(result)}"
+        print(surprise, file=sys.stderr if args.json else sys.stdout, flush=True)
     return 1 if wrong and args.expect else 0

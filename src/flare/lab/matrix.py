@@ -21,10 +21,10 @@ class Cell:
     results: tuple[Result, ...]
 
     @property
-    def right(self) -> bool:
-        """Whether every run came out as it must."""
+    def wrong(self) -> tuple[Result, ...]:
+        """The runs that came out as they must not."""
         good = expected(self.plan.a, self.plan.b, self.plan.transport)
-        return all(result.outcome in good for result in self.results)
+        return tuple(result for result in self.results if result.outcome not in good)
 
     def text(self) -> str:
         """As in a table: the outcome and the median of its seconds, `!` when it is not what must come out."""
@@ -33,7 +33,7 @@ class Cell:
             f"{name}{f' x{n}' if len(outcomes) > 1 else ''}" for name, n in outcomes.most_common()
         )
         seconds = sorted(result.seconds for result in self.results)[len(self.results) // 2]
-        return f"{words} {seconds:.1f}s{'' if self.right else ' !'}"
+        return f"{words} {seconds:.1f}s{' !' if self.wrong else ''}"
 
 
 def plans(base: Plan, rows: Iterable[str], columns: Sequence[str], skews: Sequence[float]) -> Iterator[Plan]:
