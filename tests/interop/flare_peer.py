@@ -1,9 +1,11 @@
 """flare as a peer of the tests: the command line that the go, rust and js peers have, over the Python API.
 
     flare_peer.py listen [--listen ADDR]... [--relay ADDR]... [--punch]
-    flare_peer.py ping ADDR [--count N] [--punch] [--settle S] [--listen ADDR]... [--timeout S]
+    flare_peer.py ping ADDR [--count N] [--echo N[,N]...] [--punch] [--settle S] [--listen ADDR]...
+                       [--timeout S]
     flare_peer.py echo ADDR [--bytes N] [--streams N] [--timeout S]
     flare_peer.py perf ADDR [--upload N] [--download N] [--timeout S]
+    flare_peer.py reach ADDR --external ADDR [--version 1|2] [--listen ADDR]... [--timeout S]
     common: [--key ed25519|ecdsa|secp256k1|rsa] [--security tls|noise]
 
 What the `flare` command does is tested with the command itself; this serves an echo and perf, and can stay
@@ -22,6 +24,7 @@ import flare
 from flare.config import SECURITY, Config
 from flare.events import ConnectionLost, ConnectionOpened, PeerIdentified, ReservationAccepted
 from flare.protocols import perf, ping
+from flare.protocols.autonat import v1_client
 
 ECHO = "/echo/1.0.0"
 
@@ -31,17 +34,23 @@ def emit(event: str, **fields: object) -> None:
     print(json.dumps({"event": event, **fields}), flush=True)
 
 
+def sizes(text: str) -> list[int]:
+    """Numbers of bytes, as in 0,1,65537."""
+    return [int(size) for size in text.split(",")]
+
+
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("listen", "ping", "echo", "perf"):
+    for name in ("listen", "ping", "echo", "perf", "reach"):
         command = commands.add_parser(name)
         if name != "listen":
             command.add_argument("target")
         command.add_argument("--listen", action="append", default=[])
         command.add_argument("--relay", action="append", default=[])
         command.add_argument("--count", type=int, default=1)
+        command.add_argument("--echo", type=sizes, default=[], metavar="N,...")
         command.add_argument("--bytes", type=int, default=65_536)
         command.add_argument("--streams", type=int, default=1)
         command.add_argument("--upload", type=int, default=1 << 20)
@@ -51,6 +60,8 @@ def parse() -> argparse.Namespace:
         command.add_argument("--timeout", type=float, default=30.0)
         command.add_argument("--key", default="ed25519")
         command.add_argument("--security", choices=SECURITY)
+        command.add_argument("--version", type=int, choices=(1, 2), default=2)
+        command.add_argument("--external", metavar="ADDR")
     return parser.parse_args()
 
 
@@ -150,12 +161,37 @@ async def exchange(stream: flare.Stream, sent: bytes) -> None:
         raise SystemExit(f"echo: {len(sent)} bytes sent, {len(received)} other bytes received")
 
 
+async def reach(host: flare.Host, connection: flare.Connection, args: argparse.Namespace) -> None:
+    """What the target, a relay of our configuration, finds out about `--external`."""
+    addr = flare.Multiaddr(args.external)
+    if args.version == 1:
+        told = await v1_client.ask(connection, [addr])
+        verdict = {True: "public", False: "private", None: "unknown"}[told.reachable]
+        emit("reach", addr=str(told.addr or addr), verdict=verdict, reason=told.reason)
+        return
+    async with flare.AutoNat(host, serve=False) as nat:
+        while True:
+            for about in nat.verdicts:
+                for word in about.words:
+                    if about.addr == addr and word.server == connection.remote_peer:
+                        emit("reach", addr=str(addr), verdict=about.state.value, reason=word.reason)
+                        return
+            await asyncio.sleep(0.05)
+
+
 async def main(args: argparse.Namespace) -> None:
     """Do what the command line says."""
     identity = flare.Identity.generate(kind=args.key)
     config = Config(security=(args.security,) if args.security else SECURITY)
+    relays = [args.target] if args.command == "reach" else args.relay
+    announce = [args.external] if args.external else []
     async with flare.Host(
-        identity=identity, listen=args.listen, relays=args.relay, punch=args.punch, config=config
+        identity=identity,
+        listen=args.listen,
+        relays=relays,
+        announce=announce,
+        punch=args.punch,
+        config=config,
     ) as host:
         if args.command == "listen":
             await listen(host)
@@ -172,11 +208,15 @@ async def main(args: argparse.Namespace) -> None:
             connection = await host.connect(args.target)
             if args.command == "ping":
                 await send_pings(connection, args.count, told)
+                for size in args.echo:
+                    await send_echo(connection, size, 1)
                 if args.punch:
                     await go_direct(host, connection, args)
                 emit("done")
             elif args.command == "perf":
                 await send_perf(connection, args.upload, args.download)
+            elif args.command == "reach":
+                await reach(host, connection, args)
             else:
                 await send_echo(connection, args.bytes, args.streams)
 

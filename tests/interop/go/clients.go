@@ -17,7 +17,8 @@ import (
 	"github.com/multiformats/go-multiaddr"
 )
 
-// runPing pings the target over the best connection there is; with --punch it then waits for a direct one.
+// runPing pings the target over the best connection there is, and echoes if told to; with --punch it then waits for a
+// direct one.
 func runPing(ctx context.Context, target string, opts options) error {
 	ctx, cancel := context.WithTimeout(ctx, opts.timeout)
 	defer cancel()
@@ -32,6 +33,11 @@ func runPing(ctx context.Context, target string, opts options) error {
 	start := time.Now()
 	for range opts.count {
 		if err := pong(ctx, h, remote); err != nil {
+			return err
+		}
+	}
+	for _, size := range opts.echoes {
+		if err := echo(ctx, h, remote, size, 1); err != nil {
 			return err
 		}
 	}
@@ -76,15 +82,21 @@ func runEcho(ctx context.Context, target string, opts options) error {
 		return err
 	}
 	defer h.Close()
+	return echo(ctx, h, remote, opts.bytes, opts.streams)
+}
+
+func echo(ctx context.Context, h host.Host, remote peer.ID, size int64, count int) error {
 	path := ""
-	streams := make([]network.Stream, opts.streams)
+	streams := make([]network.Stream, count)
 	for i := range streams {
-		if streams[i], err = open(ctx, h, remote, echoProtocol); err != nil {
+		stream, err := open(ctx, h, remote, echoProtocol)
+		if err != nil {
 			return err
 		}
-		path = pathOf(streams[i].Conn())
+		streams[i] = stream
+		path = pathOf(stream.Conn())
 	}
-	sent := make([]byte, opts.bytes)
+	sent := make([]byte, size)
 	if _, err := rand.Read(sent); err != nil {
 		return err
 	}
@@ -93,6 +105,7 @@ func runEcho(ctx context.Context, target string, opts options) error {
 	for _, stream := range streams {
 		go func() { results <- exchange(stream, sent) }()
 	}
+	var err error
 	for range streams {
 		err = errors.Join(err, <-results)
 	}

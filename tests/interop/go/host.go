@@ -83,6 +83,7 @@ func newHost(opts options, more ...libp2p.Option) (host.Host, error) {
 			libp2p.ForceReachabilityPrivate(),
 			libp2p.EnableHolePunching(holepunch.WithTracer(punchTracer{})))
 	}
+	config = append(config, dialsBack(opts)...)
 	h, err := libp2p.New(append(config, more...)...)
 	if err != nil {
 		return nil, err

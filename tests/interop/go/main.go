@@ -11,17 +11,22 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
 )
 
 const usage = `usage:
-  interop-go relay  [--listen ADDR]... [--limits | --no-limits] [--relay-buffer BYTES]
-  interop-go listen [--listen ADDR]... [--relay ADDR]... [--punch]
-  interop-go ping ADDR [--count N] [--punch] [--settle S] [--listen ADDR]... [--relay ADDR]... [--timeout S]
+  interop-go relay  [--listen ADDR]... [--limits | --no-limits] [--autonat] [--relay-buffer BYTES]
+  interop-go listen [--listen ADDR]... [--relay ADDR]... [--punch] [--autonat]
+  interop-go ping ADDR [--count N] [--echo N[,N]...] [--punch] [--settle S] [--listen ADDR]... [--relay ADDR]...
+                  [--timeout S]
   interop-go echo ADDR [--bytes N] [--streams N] [--listen ADDR]... [--relay ADDR]... [--timeout S]
   interop-go perf ADDR [--upload N] [--download N] [--listen ADDR]... [--relay ADDR]... [--timeout S]
+  interop-go reach ADDR [--version 1|2] [--external ADDR]... [--listen ADDR]... [--timeout S]
 common: [--defaults] [--key ed25519|ecdsa|secp256k1|rsa] [--security tls|noise]
 `
 
@@ -33,6 +38,7 @@ type options struct {
 	buffer   int
 	punch    bool
 	count    int
+	echoes   sizes
 	bytes    int64
 	streams  int
 	timeout  time.Duration
@@ -42,6 +48,9 @@ type options struct {
 	settle   time.Duration
 	upload   uint64
 	download uint64
+	autonat  bool
+	version  int
+	external addrs
 }
 
 // addrs collects a flag that may be given several times.
@@ -49,6 +58,22 @@ type addrs []string
 
 func (a *addrs) String() string     { return fmt.Sprint(*a) }
 func (a *addrs) Set(v string) error { *a = append(*a, v); return nil }
+
+// sizes collects numbers of bytes, several in one flag.
+type sizes []int64
+
+func (s *sizes) String() string { return fmt.Sprint(*s) }
+
+func (s *sizes) Set(list string) error {
+	for text := range strings.SplitSeq(list, ",") {
+		size, err := strconv.ParseInt(text, 10, 64)
+		if err != nil {
+			return err
+		}
+		*s = append(*s, size)
+	}
+	return nil
+}
 
 var stdout sync.Mutex
 
@@ -93,18 +118,21 @@ func parse(args []string) (command, target string, opts options, err error) {
 	flags.IntVar(&opts.buffer, "relay-buffer", 0, "relay: copy buffer in bytes (0: as shipped)")
 	flags.BoolVar(&opts.punch, "punch", false, "take part in DCUtR; ping: and wait for a direct connection")
 	flags.IntVar(&opts.count, "count", 1, "pings to send")
+	flags.Var(&opts.echoes, "echo", "ping: bytes to echo after the pings, each in its turn")
 	flags.Int64Var(&opts.bytes, "bytes", 65536, "bytes to echo on each stream")
 	flags.IntVar(&opts.streams, "streams", 1, "streams to echo on at once")
 	seconds := flags.Float64("timeout", 30, "seconds for the whole command")
 	flags.StringVar(&opts.key, "key", "ed25519", "identity key type")
 	flags.StringVar(&opts.security, "security", "", "tls or noise alone (default: both, as shipped)")
-
+	flags.BoolVar(&opts.autonat, "autonat", false, "relay, listen: dial others back, AutoNAT v1 and v2")
+	flags.IntVar(&opts.version, "version", 2, "reach: of AutoNAT")
+	flags.Var(&opts.external, "external", "reach: address to ask about (default: those listened on)")
 	flags.BoolVar(&opts.defaults, "defaults", false, "go-libp2p's own choice of transports, security and resources")
 	flags.Uint64Var(&opts.upload, "upload", 1<<20, "perf: bytes to send")
 	flags.Uint64Var(&opts.download, "download", 1<<20, "perf: bytes to ask for")
 	settle := flags.Float64("settle", 0, "ping --punch: seconds before it counts the connections")
 
-	if command == "ping" || command == "echo" || command == "perf" {
+	if slices.Contains([]string{"ping", "echo", "perf", "reach"}, command) {
 		if len(args) == 0 {
 			return command, "", opts, errors.New("no ADDR")
 		}
@@ -145,6 +173,8 @@ func main() {
 		err = runEcho(ctx, target, opts)
 	case "perf":
 		err = runPerf(ctx, target, opts)
+	case "reach":
+		err = runReach(ctx, target, opts)
 	default:
 		err = fmt.Errorf("unknown command %q\n%s", command, usage)
 	}

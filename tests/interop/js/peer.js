@@ -6,6 +6,7 @@ import { fstatSync } from 'node:fs'
 import { parseArgs } from 'node:util'
 import { noise } from '@chainsafe/libp2p-noise'
 import { yamux } from '@chainsafe/libp2p-yamux'
+import { autoNATv2 } from '@libp2p/autonat-v2'
 import { circuitRelayServer, circuitRelayTransport } from '@libp2p/circuit-relay-v2'
 import { generateKeyPair } from '@libp2p/crypto/keys'
 import { identify, identifyPush } from '@libp2p/identify'
@@ -15,12 +16,14 @@ import { tls } from '@libp2p/tls'
 import { multiaddr } from '@multiformats/multiaddr'
 import { createLibp2p } from 'libp2p'
 import { echo, pong, serveEcho } from './protocols.js'
+import { verdict } from './reach.js'
 
 const USAGE = `usage:
-  peer.js relay  [--listen ADDR]... [--limits | --no-limits]
-  peer.js listen [--listen ADDR]... [--relay ADDR]...
-  peer.js ping ADDR [--count N] [--relay ADDR]... [--timeout S]
+  peer.js relay  [--listen ADDR]... [--limits | --no-limits] [--autonat]
+  peer.js listen [--listen ADDR]... [--relay ADDR]... [--autonat]
+  peer.js ping ADDR [--count N] [--echo N[,N]...] [--relay ADDR]... [--timeout S]
   peer.js echo ADDR [--bytes N] [--relay ADDR]... [--timeout S]
+  peer.js reach ADDR [--version 2] [--external ADDR] [--listen ADDR]... [--timeout S]
 common: [--security tls|noise] [--key ed25519|secp256k1|rsa] (js-libp2p makes no peer id of an ECDSA key)`
 
 const UNLIMITED = 1_000_000
@@ -38,9 +41,13 @@ function options () {
       limits: { type: 'boolean', default: false },
       'no-limits': { type: 'boolean', default: false },
       count: { type: 'string', default: '1' },
+      echo: { type: 'string' },
       bytes: { type: 'string', default: '65536' },
       timeout: { type: 'string', default: '30' },
       key: { type: 'string', default: 'ed25519' },
+      autonat: { type: 'boolean', default: false },
+      external: { type: 'string' },
+      version: { type: 'string', default: '2' },
       security: { type: 'string' }
     }
   })
@@ -81,6 +88,9 @@ function encrypters (security) {
 async function node (options) {
   const services = { identify: identify(), identifyPush: identifyPush(), ping: ping() }
   const unlimited = options['no-limits']
+  if (options.autonat || options.command === 'reach') {
+    services.autoNAT = autoNATv2() // client and server in one
+  }
   if (options.command === 'relay') {
     services.relay = circuitRelayServer({
       hopTimeout: 30_000,
@@ -120,9 +130,11 @@ async function serve (options, stopped) {
     options.listen = ['/ip4/127.0.0.1/tcp/0']
   }
   const libp2p = await node(options)
+  // with AutoNAT, getMultiaddrs has a public address only when others have verified it
+  const addrs = libp2p.components.transportManager.getAddrs().map((addr) => `${addr}/p2p/${libp2p.peerId}`)
   emit('listening', {
     peer: libp2p.peerId.toString(),
-    addrs: addresses(libp2p).filter((addr) => !addr.includes('/p2p-circuit'))
+    addrs: addrs.filter((addr) => !addr.includes('/p2p-circuit'))
   })
   for (const relay of options.relay) {
     const circuit = `${relay}/p2p-circuit`
@@ -171,10 +183,24 @@ async function client (options) {
     for (let count = Number(options.count); count > 0; count--) {
       emit('pong', await pong(connection, signal))
     }
+    for (const bytes of options.echo?.split(',') ?? []) {
+      emit('echoed', await echo(connection, Number(bytes), signal))
+    }
     emit('done')
   } else {
     emit('echoed', await echo(connection, Number(options.bytes), signal))
   }
+  await libp2p.stop()
+}
+
+// Asks the target, which dials back, where we can be reached: at --external, or where we listen.
+async function reach (options) {
+  if (options.version !== '2') {
+    throw new Error(`js-libp2p has no AutoNAT version ${options.version}`)
+  }
+  const signal = AbortSignal.timeout(Number(options.timeout) * 1000)
+  const libp2p = await node(options)
+  emit('reach', await verdict(libp2p, multiaddr(options.target), options.external, signal))
   await libp2p.stop()
 }
 
@@ -185,6 +211,8 @@ async function main () {
     await serve(given, stopped)
   } else if ((given.command === 'ping' || given.command === 'echo') && given.target != null) {
     await Promise.race([client(given), stopped])
+  } else if (given.command === 'reach' && given.target != null) {
+    await Promise.race([reach(given), stopped])
   } else {
     process.stderr.write(USAGE + '\n')
     process.exit(2)

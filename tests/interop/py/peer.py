@@ -2,7 +2,7 @@
 
     peer.py relay  [--listen ADDR]... [--limits | --no-limits]
     peer.py listen [--listen ADDR]... [--relay ADDR]...
-    peer.py ping ADDR [--count N] [--timeout S]
+    peer.py ping ADDR [--count N] [--echo N[,N]...] [--timeout S]
     peer.py echo ADDR [--bytes N] [--timeout S]
     peer.py perf ADDR [--upload N] [--download N] [--timeout S]
     common: [--security noise|tls]
@@ -148,9 +148,16 @@ async def call(args: argparse.Namespace, caller: IHost) -> None:
         for _ in range(args.count):
             (rtt,) = await service.ping(target, ping_amt=1)
             emit("pong", rtt_ms=rtt, path=path)
+        for size in args.echo:
+            await echo(caller, target, size, path)
         emit("done")
-        return
-    sent = os.urandom(args.bytes)
+    else:
+        await echo(caller, target, args.bytes, path)
+
+
+async def echo(caller: IHost, target: ID, size: int, path: str) -> None:
+    """Random bytes there and back, compared."""
+    sent = os.urandom(size)
     received = bytearray()
     start = time.perf_counter()
     stream = await caller.new_stream(target, [ECHO])
@@ -166,7 +173,7 @@ async def call(args: argparse.Namespace, caller: IHost) -> None:
             received += data
     if received != sent:
         raise SystemExit(f"echo: {len(sent)} bytes sent, {len(received)} other bytes received")
-    emit("echoed", bytes=args.bytes, seconds=time.perf_counter() - start, path=path)
+    emit("echoed", bytes=size, seconds=time.perf_counter() - start, path=path)
 
 
 async def run(args: argparse.Namespace) -> None:
@@ -182,6 +189,11 @@ async def run(args: argparse.Namespace) -> None:
             else:
                 with trio.fail_after(args.timeout):
                     await call(args, running)
+
+
+def sizes(text: str) -> list[int]:
+    """Numbers of bytes, as in 0,1,65537."""
+    return [int(size) for size in text.split(",")]
 
 
 def main() -> None:
@@ -200,6 +212,7 @@ def main() -> None:
             limited.add_argument("--no-limits", action="store_true")
         command.add_argument("--relay", action="append", metavar="ADDR")
         command.add_argument("--count", type=int, default=1)
+        command.add_argument("--echo", type=sizes, default=[], metavar="N,...")
         command.add_argument("--bytes", type=int, default=65_536)
         command.add_argument("--upload", type=int, default=1 << 20)
         command.add_argument("--download", type=int, default=1 << 20)

@@ -17,7 +17,8 @@ use crate::{
     swarm::{Behaviour, BehaviourEvent, ECHO, build, is_circuit, relay_of},
 };
 
-/// Pings the target on every connection there is; with --punch it waits for a pong over a direct one.
+/// Pings the target on every connection there is, and echoes if told to; with --punch it waits for a pong over a direct
+/// one.
 pub async fn ping(options: &Options) -> Result<(), Failure> {
     let (mut swarm, target) = prepare(options).await?;
     swarm.dial(target.clone())?;
@@ -66,6 +67,14 @@ pub async fn ping(options: &Options) -> Result<(), Failure> {
                 left = left.saturating_sub(1);
                 if left > 0 || !identified || (options.punch && path == "relayed") {
                     continue;
+                }
+                for &bytes in &options.echoes {
+                    let mut control = swarm.behaviour().stream.new_control();
+                    let work = async { exchange(control.open_stream(remote, ECHO).await?, bytes).await };
+                    let start = Instant::now();
+                    drive(&mut swarm, work).await?;
+                    let seconds = start.elapsed().as_secs_f64();
+                    emit("echoed", json!({ "bytes": bytes, "streams": 1, "seconds": seconds, "path": path }));
                 }
                 if options.punch {
                     let seconds = start.elapsed().as_secs_f64();
@@ -127,14 +136,20 @@ async fn over_streams(
     };
     let start = Instant::now();
     let working = work(swarm.behaviour().stream.new_control(), remote);
-    tokio::pin!(working);
+    drive(&mut swarm, working).await?;
+    Ok((start.elapsed().as_secs_f64(), path))
+}
+
+/// Does `work` while the swarm goes on.
+async fn drive(
+    swarm: &mut Swarm<Behaviour>,
+    work: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Failure> {
+    tokio::pin!(work);
     loop {
         tokio::select! {
             _ = swarm.select_next_some() => {}
-            done = &mut working => {
-                done?;
-                return Ok((start.elapsed().as_secs_f64(), path));
-            }
+            done = &mut work => return done,
         }
     }
 }
@@ -178,7 +193,7 @@ pub fn timed_out(options: &Options) -> Result<(), Failure> {
     Err(reason.into())
 }
 
-fn peer_of(addr: &Multiaddr) -> Result<PeerId, Failure> {
+pub fn peer_of(addr: &Multiaddr) -> Result<PeerId, Failure> {
     match addr.iter().last() {
         Some(Protocol::P2p(id)) => Ok(id),
         _ => Err(format!("{addr} does not end in /p2p/PEER").into()),
@@ -186,7 +201,7 @@ fn peer_of(addr: &Multiaddr) -> Result<PeerId, Failure> {
 }
 
 /// A swarm that listens where asked to and, to punch, has heard from the relay where it is seen.
-async fn prepare(options: &Options) -> Result<(Swarm<Behaviour>, Multiaddr), Failure> {
+pub async fn prepare(options: &Options) -> Result<(Swarm<Behaviour>, Multiaddr), Failure> {
     let target = options.target.clone().ok_or("no target")?;
     let mut swarm = build(options)?;
     if options.punch && options.listen.is_empty() {

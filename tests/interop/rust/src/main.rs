@@ -5,6 +5,7 @@ mod clients;
 mod connections;
 mod options;
 mod perf;
+mod reach;
 mod servers;
 mod swarm;
 
@@ -70,6 +71,11 @@ async fn run(options: Options) -> Result<(), Failure> {
         },
         Command::Perf => tokio::select! {
             done = clients::perf(&options) => done,
+            stopped = stop => stopped,
+            _ = tokio::time::sleep(timeout) => clients::timed_out(&options),
+        },
+        Command::Reach => tokio::select! {
+            done = reach::reach(&options) => done,
             stopped = stop => stopped,
             _ = tokio::time::sleep(timeout) => clients::timed_out(&options),
         },

@@ -5,11 +5,13 @@ use std::{str::FromStr, time::Duration};
 use libp2p::Multiaddr;
 
 pub const USAGE: &str = "usage:
-  interop-rust relay  [--listen ADDR]... [--limits | --no-limits]
-  interop-rust listen [--listen ADDR]... [--relay ADDR]... [--punch]
-  interop-rust ping ADDR [--count N] [--punch] [--settle S] [--listen ADDR]... [--relay ADDR]... [--timeout S]
+  interop-rust relay  [--listen ADDR]... [--limits | --no-limits] [--autonat]
+  interop-rust listen [--listen ADDR]... [--relay ADDR]... [--punch] [--autonat]
+  interop-rust ping ADDR [--count N] [--echo N[,N]...] [--punch] [--settle S] [--listen ADDR]... [--relay ADDR]...
+                    [--timeout S]
   interop-rust echo ADDR [--bytes N] [--streams N] [--listen ADDR]... [--relay ADDR]... [--timeout S]
   interop-rust perf ADDR [--upload N] [--download N] [--listen ADDR]... [--relay ADDR]... [--timeout S]
+  interop-rust reach ADDR [--version 1|2] [--external ADDR]... [--listen ADDR]... [--timeout S]
 common: [--key ed25519|ecdsa|secp256k1] [--security tls|noise]";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -19,6 +21,7 @@ pub enum Command {
     Ping,
     Echo,
     Perf,
+    Reach,
 }
 
 pub struct Options {
@@ -29,6 +32,8 @@ pub struct Options {
     pub no_limits: bool,
     pub punch: bool,
     pub count: usize,
+    /// Bytes to echo after the pings, each in its turn.
+    pub echoes: Vec<usize>,
     pub bytes: usize,
     pub streams: usize,
     pub upload: u64,
@@ -37,6 +42,12 @@ pub struct Options {
     pub timeout: Duration,
     pub key: String,
     pub security: String,
+    /// Dial others back, AutoNAT v1 and v2.
+    pub autonat: bool,
+    /// Of AutoNAT, to ask with.
+    pub version: u8,
+    /// What to ask about, besides where others see us.
+    pub external: Vec<Multiaddr>,
 }
 
 impl Options {
@@ -47,6 +58,7 @@ impl Options {
             Some("ping") => Command::Ping,
             Some("echo") => Command::Echo,
             Some("perf") => Command::Perf,
+            Some("reach") => Command::Reach,
             other => return Err(format!("unknown command {other:?}")),
         };
         let mut options = Options {
@@ -57,6 +69,7 @@ impl Options {
             no_limits: false,
             punch: false,
             count: 1,
+            echoes: Vec::new(),
             bytes: 65536,
             streams: 1,
             upload: 1 << 20,
@@ -65,8 +78,11 @@ impl Options {
             timeout: Duration::from_secs(30),
             key: "ed25519".to_owned(),
             security: String::new(),
+            autonat: false,
+            version: 2,
+            external: Vec::new(),
         };
-        if matches!(command, Command::Ping | Command::Echo | Command::Perf) {
+        if matches!(command, Command::Ping | Command::Echo | Command::Perf | Command::Reach) {
             options.target = Some(value("ADDR", args.next())?);
         }
         while let Some(flag) = args.next() {
@@ -77,6 +93,11 @@ impl Options {
                 "--limits" => options.no_limits = false,
                 "--punch" => options.punch = true,
                 "--count" => options.count = value(&flag, args.next())?,
+                "--echo" => {
+                    for size in value::<String>(&flag, args.next())?.split(',') {
+                        options.echoes.push(value(&flag, Some(size.to_owned()))?);
+                    }
+                }
                 "--bytes" => options.bytes = value(&flag, args.next())?,
                 "--streams" => options.streams = value(&flag, args.next())?,
                 "--upload" => options.upload = value(&flag, args.next())?,
@@ -85,6 +106,9 @@ impl Options {
                 "--settle" => options.settle = seconds(&flag, args.next())?,
                 "--key" => options.key = value(&flag, args.next())?,
                 "--security" => options.security = value(&flag, args.next())?,
+                "--autonat" => options.autonat = true,
+                "--version" => options.version = value(&flag, args.next())?,
+                "--external" => options.external.push(value(&flag, args.next())?),
                 other => return Err(format!("unexpected argument {other:?}")),
             }
         }

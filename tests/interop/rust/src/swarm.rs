@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::{AsyncWriteExt as _, StreamExt as _};
 use libp2p::{
-    Multiaddr, StreamProtocol, Swarm, SwarmBuilder, dcutr, identify,
+    Multiaddr, StreamProtocol, Swarm, SwarmBuilder, autonat, dcutr, identify,
     identity::Keypair,
     multiaddr::Protocol,
     noise, ping, relay,
@@ -17,7 +17,7 @@ use libp2p_stream as stream;
 use crate::{
     Failure,
     options::{Command, Options},
-    perf,
+    perf, reach,
 };
 
 pub const ECHO: StreamProtocol = StreamProtocol::new("/echo/1.0.0");
@@ -27,6 +27,10 @@ pub struct Behaviour {
     pub relay_client: relay::client::Behaviour,
     pub relay: Toggle<relay::Behaviour>,
     pub dcutr: Toggle<dcutr::Behaviour>,
+    pub autonat_v1: Toggle<autonat::v1::Behaviour>,
+    pub autonat_client: Toggle<autonat::v2::client::Behaviour>,
+    pub autonat_server: Toggle<autonat::v2::server::Behaviour>,
+    pub candidates: reach::Candidates,
     pub identify: identify::Behaviour,
     pub ping: ping::Behaviour,
     pub stream: stream::Behaviour,
@@ -49,6 +53,10 @@ macro_rules! swarm {
                             .then(|| relay::Behaviour::new(local, relay_config($options.no_limits))),
                     ),
                     dcutr: Toggle::from($options.punch.then(|| dcutr::Behaviour::new(local))),
+                    autonat_v1: reach::v1(local, $options),
+                    autonat_client: reach::client($options),
+                    autonat_server: Toggle::from($options.autonat.then(Default::default)),
+                    candidates: reach::Candidates::of($options),
                     identify: identify::Behaviour::new(
                         identify::Config::new("ipfs/0.1.0".to_owned(), key.public())
                             .with_agent_version("interop-rust".to_owned()),
@@ -58,6 +66,7 @@ macro_rules! swarm {
                 }
             })?
             .with_swarm_config(|config| config.with_idle_connection_timeout(Duration::from_secs(3600)))
+            .with_connection_timeout(reach::DIAL_TIMEOUT)
             .build()
     };
 }
