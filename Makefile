@@ -66,11 +66,12 @@ lab: .stamps/test
 	@PATH="$$PATH:/usr/sbin" command -v miniupnpd >/dev/null || { echo "make lab maps ports on a real router's daemon and needs miniupnpd (Debian: apt install miniupnpd-nftables)"; exit 1; }
 	@test "$$(id -u)" = 0 || { echo "make lab makes network namespaces and needs root"; exit 1; }
 	$(PY) -m pytest -q -m "lab and not interop" --timeout 900 $(ARGS)
-	$(PY) -m flare lab matrix --nat both --expect --jobs 3
+	@echo "each meeting of the matrices is a line of .stamps/lab-tcp.log, -quic and -any"
+	$(PY) -m flare lab matrix --log .stamps/lab-tcp.log --nat both --expect --jobs 3
 	$(PY) -m flare lab reach --nat both --expect --jobs 3
 	$(PY) -m flare lab reach --nat both --expect --jobs 2 --lifetime --timeout 70 short port
-	$(PY) -m flare lab matrix --transport quic --nat user --expect --jobs 3
-	$(PY) -m flare lab matrix --transport any --nat kernel --expect --jobs 3 none addr port port-rst sym
+	$(PY) -m flare lab matrix --log .stamps/lab-quic.log --transport quic --nat user --expect --jobs 3
+	$(PY) -m flare lab matrix --log .stamps/lab-any.log --transport any --nat kernel --expect --jobs 3 none addr port port-rst sym
 
 abuse: .stamps/test
 	@test "$$(id -u)" = 0 || { echo "make abuse makes a network namespace and needs root"; exit 1; }
@@ -79,7 +80,7 @@ abuse: .stamps/test
 interop: .stamps/test
 	@for tool in go cargo node npm; do command -v $$tool >/dev/null || { echo "make interop builds real peers and needs $$tool"; exit 1; }; done
 	@test "$$(id -u)" = 0 || { echo "make interop punches holes between network namespaces and needs root"; exit 1; }
-	FLARE_INTEROP_TABLE=docs/interop.md $(PY) -m pytest -q -m interop --timeout 1800 tests/interop $(ARGS)
+	FLARE_INTEROP_TABLE=docs/interop.md $(PY) -m pytest -q -m interop -p no:benchmark -n 3 --dist worksteal tests/interop $(ARGS)
 
 bench: .stamps/test .stamps/libcrypto.so
 	$(PY) -m benchmarks.relay --congestion reno --libcrypto .stamps/libcrypto.so --json docs/bench.json --publish $(ARGS)

@@ -1,12 +1,17 @@
-"""Builds the peers before the first test; writes the table of outcomes where FLARE_INTEROP_TABLE says."""
+"""Builds the peers before the first test; writes the table of outcomes where FLARE_INTEROP_TABLE says.
+
+Under pytest-xdist each worker builds (a lock makes the others wait), and the table is the controller's.
+"""
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 
 from tests.interop import build
+from tests.interop.peer import Peer
 from tests.interop.table import Place, Table
 
 
@@ -19,6 +24,7 @@ class Cell(Protocol):
 
 
 HERE = Path(__file__).parent
+SHARED = ("hop", "circuit", "listening", "session", "served")  # fixtures whose parameters are tuples
 
 _table = Table()
 _broken: dict[str, str] = {}
@@ -35,6 +41,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
                 build.program(kind)
             except build.BuildFailed as error:
                 _broken[kind] = str(error)
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """A test is named by what is in its tuples."""
+    if argname not in SHARED or not isinstance(val, tuple):
+        return None
+    return "-".join("limits" if part is True else str(part) for part in val if part not in ("", False))
 
 
 def _parameters(item: pytest.Item) -> set[object]:
@@ -57,7 +70,9 @@ def cell(request: pytest.FixtureRequest) -> Cell:
 
     def note(section: str, row: str, column: str, cannot: str = "", *, security: str = "") -> None:
         named = {"tls": "TLS", "noise": "Noise"}.get(security, security)
-        request.node.user_properties.append(("interop", Place(section, row, column, named, cannot)))
+        number = request.session.items.index(request.node)
+        told = (section, row, column, named, cannot, number)  # plain: xdist sends it to its controller
+        request.node.user_properties.append(("interop", told))
         parameters = _parameters(request.node)
         for kind, reason in _broken.items():
             if kind in parameters:
@@ -66,16 +81,26 @@ def cell(request: pytest.FixtureRequest) -> Cell:
     return note
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that failed shows what the peers said that it shares with others."""
+    report = yield
+    if report.failed and HERE in item.path.parents:
+        report.sections += [(f"peer {peer.name}", peer.story()) for peer in Peer.running]
+    return report
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Take in the outcome of a test's body, or of its set-up when that failed."""
     if report.when == "call" or (report.when == "setup" and report.failed):
-        for name, place in report.user_properties:
+        for name, told in report.user_properties:
             if name == "interop":
-                _table.add(place, report.passed)  # type: ignore[arg-type]
+                section, row, column, security, cannot, number = told  # type: ignore[misc]
+                _table.add(Place(section, row, column, security, cannot), number, report.passed)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write the table where FLARE_INTEROP_TABLE says."""
     path = os.environ.get("FLARE_INTEROP_TABLE")
-    if path and _table.verdicts:
+    if path and _table.verdicts and not hasattr(session.config, "workerinput"):
         _table.write(Path(path))

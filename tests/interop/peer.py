@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from tests.interop.build import OPTIONS, ROOT, program
 
@@ -25,7 +25,12 @@ class PeerFailed(AssertionError):
 
 
 class Peer:
-    """One running program; a context manager that ends it by SIGTERM and insists that it obeys."""
+    """One running program; a context manager that ends it by SIGTERM and insists that it obeys.
+
+    `Peer.running` are those that are entered, for the report of a test that failed beside them.
+    """
+
+    running: ClassVar["list[Peer]"] = []
 
     def __init__(self, kind: str, *arguments: str, command: Sequence[str] | None = None) -> None:
         self.kind = kind
@@ -98,6 +103,10 @@ class Peer:
             if event is not None:
                 self.events.append(event)
 
+    def story(self) -> str:
+        """Its events and the end of its stderr so far."""
+        return str(self._failure("so far"))
+
     def _failure(self, reason: str) -> PeerFailed:
         self._drain_now()
         self._stderr.seek(0)
@@ -114,11 +123,13 @@ class Peer:
             self.events.append(event)
 
     def __enter__(self) -> Self:
+        Peer.running.append(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        Peer.running.remove(self)
         running = self._process.poll() is None
         obeyed = True
         try:

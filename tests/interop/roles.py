@@ -83,18 +83,28 @@ def session(
     target: str,
     *,
     count: int = 1,
+    echoes: Sequence[int] = (),
     key: str | None = None,
     security: str = "",
     more: Sequence[str] = (),
 ) -> Peer:
-    """A pinger that ended well, with all its events."""
+    """A pinger that ended well, with all its events; after the pings it echoes, each size in its turn."""
     arguments = ["ping", target, "--count", str(count), "--timeout", "30", *_secured(security), *more]
+    arguments += ["--echo", ",".join(map(str, echoes))] if echoes else []
     arguments += ["--key", key] if key else []
     with Peer(kind, *arguments, command=EMBEDDED if kind == "flare" else None) as peer:
         peer.finish(40)
     if not peer.named("done"):
         raise PeerFailed(f"{peer.name}: ended without a done event: {json.dumps(peer.events)}")
+    echoed = [event["bytes"] for event in peer.named("echoed")]
+    if echoed != list(echoes):
+        raise PeerFailed(f"{peer.name}: echoed {echoed}, not {list(echoes)}")
     return peer
+
+
+def paths(told: Peer) -> set[str]:
+    """How the pings and echoes of a session ran."""
+    return {event["path"] for event in (*told.named("pong"), *told.named("echoed"))}
 
 
 def echo(kind: str, target: str, size: int, *, security: str = "", more: Sequence[str] = ()) -> Event:

@@ -14,6 +14,7 @@ DIRECT = "Directly"
 QUIC = "Directly over QUIC"
 DEFAULTS = "go-libp2p with its defaults, as Kubo uses it"
 PERF = "/perf/1.0.0"
+AUTONAT = {"tcp": "AutoNAT over TCP", "quic": "AutoNAT over QUIC"}
 PY = "py-libp2p"
 COMMAND = "The `flare` command"
 IDENTITIES = "Identities"
@@ -43,6 +44,7 @@ SECTIONS = (
     PERF,
     *(section(kind) for kind in NAMES for section in (through, through_quic)),
     *PUNCH.values(),
+    *AUTONAT.values(),
     PY,
 )
 
@@ -52,7 +54,8 @@ What `make interop` saw, cell by cell: **yes** when every test of the cell passe
 **cannot** where a test saw it fail as it does in the peer's release, – where there is nothing to test. The
 peers are small programs of our own in `tests/interop` over the newest releases: QUIC, and TCP with TLS or
 Noise (as the two agree, unless it says which) and yamux, each a process of its own on loopback. Hole punching
-runs in the lab, across two NATs.
+runs in the lab, across two NATs, and so does AutoNAT: who asks is on a public host, or behind a NAT, or asks
+about an address of another host, which costs it 30 to 100 kB.
 
 """
 
@@ -62,7 +65,10 @@ what speaks it there is a few lines of our peers' own over their streams. js-lib
 SO_REUSEPORT for outgoing sockets), and has no peer ids of ECDSA keys. When py-libp2p 0.8.1 dials by QUIC, its
 streams lose the end of what comes, from its own listener too: only ping is tried. Its perf is its own.
 rust-libp2p generates no RSA keys but verifies them. A rust-libp2p relay always announces a limit, so its
-circuits are limited connections even where it enforces none.
+circuits are limited connections even where it enforces none. rust-libp2p gives an AutoNAT server's dial ten
+seconds and its whole answer ten, so that a client never hears of a dial that was dropped: our peer's dials end
+after six. A new go-libp2p refuses to dial back over UDP until it has dialled so itself with success; our peer
+does as one that has. js-libp2p has no AutoNAT v1 any more.
 """
 
 
@@ -79,20 +85,23 @@ class Place:
 
 @dataclass
 class Table:
-    """Collects verdicts and renders them; rows and columns keep the order in which they first come."""
+    """Collects verdicts and renders them; rows and columns are in the order of their first tests."""
 
     verdicts: dict[Place, list[str]] = field(default_factory=lambda: defaultdict(list))
+    first: dict[Place, int] = field(default_factory=dict)
 
-    def add(self, place: Place, passed: bool) -> None:
-        """One more test of a cell."""
+    def add(self, place: Place, number: int, passed: bool) -> None:
+        """One more test of a cell; its `number` among all, since they may end in any order."""
         good = f"cannot: {place.cannot}" if place.cannot else "yes"
         self.verdicts[place].append(good if passed else "NO")
+        self.first[place] = min(number, self.first.get(place, number))
 
     def render(self) -> str:
         """The page; without times and dates, so that it changes only when an outcome does."""
         parts = [HEAD, _versions()]
         for section in SECTIONS:
             places = [place for place in self.verdicts if place.section == section]
+            places.sort(key=lambda place: self.first[place])
             if not places:
                 continue
             rows = list(dict.fromkeys((place.row, place.security) for place in places))

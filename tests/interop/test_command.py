@@ -49,10 +49,8 @@ def test_listen(peer: str, cell: Cell) -> None:
         with Peer("flare", *arguments) as flare:
             direct = flare.expect("listening")["addrs"][0]
             circuit = flare.expect("reserved")["addrs"][0]
-            assert roles.ping(peer, direct, count=1)[0]["path"] == "direct/tcp"
-            assert roles.echo(peer, direct, 100_000)["path"] == "direct/tcp"
-            assert roles.ping(peer, circuit, count=1)[0]["path"] == "relayed"
-            assert roles.echo(peer, circuit, 100_000)["path"] == "relayed"
+            assert roles.paths(roles.session(peer, direct, echoes=[100_000])) == {"direct/tcp"}
+            assert roles.paths(roles.session(peer, circuit, echoes=[100_000])) == {"relayed"}
 
 
 @pytest.mark.parametrize("peer", PEERS)

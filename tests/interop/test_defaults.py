@@ -39,8 +39,7 @@ def test_through_flare(dialer: str, listener: str, transport: str, cell: Cell) -
         roles.relay("flare", limits=True, listen=listen) as hop,
         roles.listener(listener, through=hop) as address,
     ):
-        assert {pong["path"] for pong in roles.ping(dialer, address, count=2)} == {"relayed"}
-        assert roles.echo(dialer, address, 16_384)["path"] == "relayed"
+        assert roles.paths(roles.session(dialer, address, count=2, echoes=[16_384])) == {"relayed"}
 
 
 @pytest.mark.parametrize("transport", roles.LISTEN)
@@ -53,8 +52,7 @@ def test_through_it(peer: str, transport: str, cell: Cell) -> None:
         roles.relay(peer, limits=True, listen=listen) as hop,
         roles.listener("flare", through=hop) as address,
     ):
-        assert {pong["path"] for pong in roles.ping("flare", address, count=2)} == {"relayed"}
-        assert roles.echo("flare", address, 16_384)["path"] == "relayed"
+        assert roles.paths(roles.session("flare", address, count=2, echoes=[16_384])) == {"relayed"}
 
 
 def _who(kind: str) -> str:

@@ -36,10 +36,9 @@ def test_direct(dialer: str, listener: str, way: str, cell: Cell) -> None:
     )
     more = _arguments(dialer, way)
     with roles.listener(listener, listen=WAYS[way][0], more=_arguments(listener, way)) as address:
-        told = roles.session(dialer, address, count=2, more=more)
+        told = roles.session(dialer, address, count=2, echoes=[MEGABYTE] if whole else [], more=more)
         assert len(told.named("pong")) == 2
         if whole:
-            assert roles.echo(dialer, address, MEGABYTE, more=more)["bytes"] == MEGABYTE
             measured = roles.perf(dialer, address, 300_000, 500_001, more=more)
             assert (measured["upload"], measured["download"]) == (300_000, 500_001)
     if dialer == "flare":
@@ -53,5 +52,4 @@ def test_direct(dialer: str, listener: str, way: str, cell: Cell) -> None:
 def test_circuit(dialer: str, listener: str, relay: str, cell: Cell) -> None:
     cell(PY, f"{NAMES[dialer]} dials {NAMES[listener]} through {NAMES[relay]}", "TCP, Noise")
     with roles.relay(relay) as hop, roles.listener(listener, through=hop) as address:
-        assert {pong["path"] for pong in roles.ping(dialer, address, count=2)} == {"relayed"}
-        assert roles.echo(dialer, address, 100_000)["path"] == "relayed"
+        assert roles.paths(roles.session(dialer, address, count=2, echoes=[100_000])) == {"relayed"}

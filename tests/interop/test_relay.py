@@ -1,4 +1,9 @@
-"""Circuit relay v2: every listener and dialer through a flare relay, flare with every peer through theirs."""
+"""Circuit relay v2: every listener and dialer through a flare relay, flare with every peer through theirs.
+
+A relay serves all that listen and dial through it, and a listener all who dial it.
+"""
+
+from collections.abc import Iterator
 
 import pytest
 
@@ -9,48 +14,59 @@ from tests.interop.table import NAMES, through
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(180)]
 
 KINDS = ("flare", "go", "rust", "js")
+PEERS = KINDS[1:]
 MEGABYTE = 1 << 20
 
+Hop = tuple[str, str, bool]  # whose relay, the security alone or none, and whether its limits are as shipped
 
-def _circuits() -> list[tuple[str, str, str]]:
+
+@pytest.fixture(scope="module")
+def hop(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of a relay."""
+    relay, security, limits = request.param
+    with roles.relay(relay, security=security, limits=limits) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def circuit(request: pytest.FixtureRequest, hop: str) -> Iterator[str]:
+    """The address of a listener behind the relay."""
+    listener, security = request.param
+    with roles.listener(listener, through=hop, security=security) as address:
+        yield address
+
+
+def _circuits() -> list[tuple[Hop, tuple[str, str], str]]:
     return [
-        (relay, listener, dialer)
+        ((relay, security, False), (listener, security), dialer)
         for relay in KINDS
+        for security in ("tls", "noise")
         for listener in KINDS
         for dialer in KINDS
         if "flare" in (relay, listener, dialer)
     ]
 
 
-@pytest.mark.parametrize("security", ["tls", "noise"])
-@pytest.mark.parametrize(("relay", "listener", "dialer"), _circuits())
-def test_circuit(relay: str, listener: str, dialer: str, security: str, cell: Cell) -> None:
+def _limited() -> list[tuple[Hop, tuple[str, str], str]]:
+    pairs = [*(("flare", peer) for peer in PEERS), *((peer, "flare") for peer in PEERS)]
+    return [((relay, "", True), (listener, ""), dialer) for relay in KINDS for listener, dialer in pairs]
+
+
+@pytest.mark.parametrize(("hop", "circuit", "dialer"), _circuits(), indirect=["hop", "circuit"])
+def test_circuit(circuit: str, dialer: str, request: pytest.FixtureRequest, cell: Cell) -> None:
     """To the relay and, end to end, inside the circuit."""
+    relay, security, _ = request.node.callspec.params["hop"]
+    listener, _ = request.node.callspec.params["circuit"]
     cell(through(relay), f"{NAMES[listener]} listens", f"{NAMES[dialer]} dials", security=security)
-    with (
-        roles.relay(relay, security=security) as hop,
-        roles.listener(listener, through=hop, security=security) as address,
-    ):
-        pongs = roles.ping(dialer, address, count=2, security=security)
-        assert [pong["path"] for pong in pongs] == ["relayed", "relayed"]
-        echoed = roles.echo(dialer, address, MEGABYTE, security=security)
-        assert (echoed["bytes"], echoed["path"]) == (MEGABYTE, "relayed")
+    told = roles.session(dialer, circuit, count=2, echoes=[MEGABYTE], security=security)
+    assert len(told.named("pong")) == 2
+    assert roles.paths(told) == {"relayed"}
 
 
-@pytest.mark.parametrize("relay", KINDS)
-@pytest.mark.parametrize("dialer", ["go", "rust", "js"])
-def test_limited_circuit_to_flare(relay: str, dialer: str, cell: Cell) -> None:
+@pytest.mark.parametrize(("hop", "circuit", "dialer"), _limited(), indirect=["hop", "circuit"])
+def test_limited_circuit(circuit: str, dialer: str, request: pytest.FixtureRequest, cell: Cell) -> None:
     """With limits as shipped the connection is a limited one, on which ping and what allows it still work."""
-    cell(through(relay), "flare listens, limits as shipped", f"{NAMES[dialer]} dials")
-    with roles.relay(relay, limits=True) as hop, roles.listener("flare", through=hop) as address:
-        assert roles.ping(dialer, address, count=1)[0]["path"] == "relayed"
-        assert roles.echo(dialer, address, 16_384)["path"] == "relayed"
-
-
-@pytest.mark.parametrize("relay", KINDS)
-@pytest.mark.parametrize("listener", ["go", "rust", "js"])
-def test_limited_circuit_from_flare(relay: str, listener: str, cell: Cell) -> None:
-    cell(through(relay), f"{NAMES[listener]} listens, limits as shipped", "flare dials")
-    with roles.relay(relay, limits=True) as hop, roles.listener(listener, through=hop) as address:
-        assert roles.ping("flare", address, count=1)[0]["path"] == "relayed"
-        assert roles.echo("flare", address, 16_384)["path"] == "relayed"
+    relay, *_ = request.node.callspec.params["hop"]
+    listener, _ = request.node.callspec.params["circuit"]
+    cell(through(relay), f"{NAMES[listener]} listens, limits as shipped", f"{NAMES[dialer]} dials")
+    assert roles.paths(roles.session(dialer, circuit, echoes=[16_384])) == {"relayed"}
