@@ -13,7 +13,7 @@ from flare._core.shaper import Bucket
 from flare._core.splice import SpliceResult
 from flare.errors import StreamReset
 from flare.transport.copying import Copying
-from flare.transport.stream import Stream
+from flare.transport.stream import CLOSED, READABLE, Stream
 from tests.support.aio import aio, eventually
 from tests.support.streams import stream_pair
 
@@ -98,6 +98,19 @@ async def test_what_was_said_before_a_reset_is_not_lost_once_it_ended() -> None:
     circuit.alice.reset()
     assert (await circuit.ended()).reason == "reset"
     assert await circuit.bob.read_exactly(9) == b"all of it"
+    assert await circuit.bob.read() == b""
+
+
+@aio
+async def test_a_connection_that_is_lost_right_after_an_end() -> None:
+    """The end and the loss are one event: the other way must not wait for a peer that says nothing more."""
+    circuit = Circuit()
+    core: Any = circuit.relay[0].core
+    core._inbox += b"the last"
+    core._fin = True
+    core.on_event(READABLE | CLOSED)
+    assert (await circuit.ended()).reason == "link"
+    assert await circuit.bob.read_exactly(8) == b"the last"
     assert await circuit.bob.read() == b""
 
 

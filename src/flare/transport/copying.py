@@ -32,6 +32,7 @@ class _Way:
     limit: int
     carried: int = 0
     ended: bool = False  # its FIN went on
+    lost: str = ""  # what became of its source, told perhaps before all was read from it
 
 
 class Copying:
@@ -83,8 +84,10 @@ class Copying:
     def _event(self, way: _Way, forward: Callable[[int], object] | None, flags: int) -> None:
         if forward is not None:
             forward(flags)
-        if flags & CLOSED and way.ended:  # else whoever reads it will see
-            self._finish("reset" if way.source.core.is_reset else "link")
+        if flags & CLOSED:
+            way.lost = "reset" if way.source.core.is_reset else "link"
+            if way.ended:  # else whoever reads it will see
+                self._finish(way.lost)
 
     async def _carry(self, way: _Way) -> None:
         try:
@@ -96,6 +99,8 @@ class Copying:
                 await self._send(way, data)
             way.ended = True
             await way.target.close_write()
+            if way.lost:  # after its FIN, and before that was read
+                self._finish(way.lost)
         except StreamReset:
             self._finish("reset")
         except NetworkError:
