@@ -66,9 +66,9 @@ SO_REUSEPORT for outgoing sockets), and has no peer ids of ECDSA keys. When py-l
 streams lose the end of what comes, from its own listener too: only ping is tried. Its perf is its own.
 rust-libp2p generates no RSA keys but verifies them. A rust-libp2p relay always announces a limit, so its
 circuits are limited connections even where it enforces none. rust-libp2p gives an AutoNAT server's dial ten
-seconds and its whole answer ten, so that a client never hears of a dial that was dropped: our peer's dials end
-after six. A new go-libp2p refuses to dial back over UDP until it has dialled so itself with success; our peer
-does as one that has. js-libp2p has no AutoNAT v1 any more.
+seconds and its whole answer ten, so that a client never hears of a dial that was dropped: our peer's dials
+end after six. A new go-libp2p refuses to dial back over UDP until it has dialled so itself with success; our
+peer does as one that has. js-libp2p has no AutoNAT v1 any more.
 """
 
 
