@@ -25,7 +25,7 @@ CORPUS = (
     bytes([0, 130, 0, 0, 0, 0, 0, 9, 15, 161, 15, 161, 0, 0, 28, 32]),
     bytes([0, 129, 0, 2, 0, 0, 0, 9]),
     b"HTTP/1.1 200 OK\r\nST: urn:x\r\nLOCATION: http://10.0.0.1:5000/root.xml\r\n\r\n",
-    ssdp.encode_search(ssdp.GATEWAYS[0]),
+    ssdp.encode_search(ssdp.TARGETS[0]),
     struct.pack("=IHHII", 16 + len(_ROUTE), 24, 0, 1, 0) + _ROUTE,
 )
 

@@ -57,7 +57,8 @@ class Home:
             return [e for e in program.events if e.get("event") == name and fields.items() <= e.items()]
 
         self.until(lambda: len(found()) >= number or program.done(), seconds)
-        assert len(found()) >= number, f"no {name} {number} with {fields} among {program.events}"
+        names = [event.get("event") for event in program.events]
+        assert len(found()) >= number, f"no {name} {number} with {fields} among {names}"
         return found()[number - 1]
 
     def mapped(self, program: Program, number: int = 1, **fields: Any) -> list[str]:
@@ -90,8 +91,8 @@ class Home:
 
 
 @contextmanager
-def home(*options: str, kind: str = "port") -> Iterator[Home]:
-    hosts = {"host": kind, "relay": "none", "stranger": "none"}
+def home(*options: str, kind: str = "port", stranger: str = "none") -> Iterator[Home]:
+    hosts = {"host": kind, "relay": "none", "stranger": stranger}
     with (
         Lab(hosts, make="kernel", default=Path(delay=0.01)) as lab,
         MiniUpnpd(lab.hosts["host"].routers[0], *SHORT, *options) as daemon,
@@ -158,6 +159,18 @@ def test_autonat_finds_the_mapped_address_public() -> None:
         scene.wait(
             host, "address-reachability", addr=f"/ip4/{scene.public}/tcp/4001", state="public", seconds=30
         )
+        scene.wait(host, "reachability-changed", state="public")
+
+
+def test_a_router_that_learns_to_map_ports_later_makes_a_private_host_public() -> None:
+    with home() as scene:
+        scene.daemon.stop()
+        host = scene.map("--autonat")
+        addr = f"/ip4/{scene.public}/udp/4001/quic-v1"  # where the relay sees it
+        scene.wait(host, "address-reachability", addr=addr, state="private", seconds=40)
+        scene.daemon.start()
+        scene.mapped(host)
+        scene.wait(host, "address-reachability", addr=addr, state="public", seconds=40)
         scene.wait(host, "reachability-changed", state="public")
 
 
@@ -230,3 +243,18 @@ def test_a_relay_at_home() -> None:
         stranger = scene.lab.spawn("stranger", listen, env=ENV)
         reserved = scene.wait(stranger, "reserved")
         assert any(addr.startswith(f"{external}/p2p/{peer}/p2p-circuit") for addr in reserved["addrs"])
+
+
+def test_two_that_no_hole_punch_joins_go_direct() -> None:
+    """Both behind NATs that map by destination, at random: with a mapped port one of them can be dialled."""
+    with home(kind="sym", stranger="sym") as scene:
+        flare = [sys.executable, "-m", "flare"]
+        listen = [*flare, "listen", "--relay", scene.relay, "--map-ports", "--json"]
+        host = scene.lab.spawn("host", listen, env=ENV)
+        scene.wait(host, "port-mapped", 2)
+        circuit = scene.wait(host, "reserved")["addrs"][0]
+        scene.until(lambda: False, 1.0)  # the relay has seen us by then: the address is told
+        stranger = scene.lab.spawn(
+            "stranger", [*flare, "ping", circuit, "--timeout", "20", "--json"], env=ENV
+        )
+        assert scene.wait(stranger, "direct", seconds=30)["path"].startswith("direct/")

@@ -16,7 +16,7 @@ ANSWER = b"HTTP/1.1 200 OK\r\nST: urn:x\r\nLOCATION: http://10.0.0.1:5000/root.x
 
 
 def test_1_3_2_the_search() -> None:
-    assert ssdp.encode_search(ssdp.GATEWAYS[1]).split(b"\r\n") == [
+    assert ssdp.encode_search(ssdp.TARGETS[1]).split(b"\r\n") == [
         b"M-SEARCH * HTTP/1.1",
         b"HOST: 239.255.255.250:1900",
         b'MAN: "ssdp:discover"',
@@ -36,7 +36,7 @@ def test_1_3_3_the_answer() -> None:
     [
         b"",
         b"NOTIFY * HTTP/1.1\r\nLOCATION: http://10.0.0.1/\r\n\r\n",
-        ssdp.encode_search(ssdp.GATEWAYS[0]),
+        ssdp.encode_search(ssdp.TARGETS[0]),
         ANSWER.replace(b"200", b"404"),
         ANSWER.replace(b"LOCATION", b"PLACE"),
         ANSWER.replace(b"root.xml", b"r\xf6\xf6t.xml"),

@@ -10,9 +10,10 @@ from flare.errors import DecodeError
 
 GROUP: Final = "239.255.255.250"
 PORT: Final = 1900
-GATEWAYS: Final = (
+TARGETS: Final = (
     "urn:schemas-upnp-org:device:InternetGatewayDevice:2",
     "urn:schemas-upnp-org:device:InternetGatewayDevice:1",
+    "upnp:rootdevice",  # some routers answer to nothing else
 )
 MAX_ANSWER: Final = 4096  # bytes of a datagram: defends CPU
 _OK: Final = re.compile(r"HTTP/1\.[01] 200(?: .*)?")

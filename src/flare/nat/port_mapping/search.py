@@ -73,12 +73,12 @@ class Search:
         """To the group; and to the router alone, since some networks carry no multicast over the air."""
         failures = []
         for host in (ssdp.GROUP, str(self._route.gateway)):
-            for target in ssdp.GATEWAYS:
+            for target in ssdp.TARGETS:
                 try:
                     self._socket.sendto(ssdp.encode_search(target, host=host), (host, ssdp.PORT))
                 except OSError as error:
                     failures.append(error)
-        if len(failures) == 2 * len(ssdp.GATEWAYS):
+        if len(failures) == 2 * len(ssdp.TARGETS):
             raise failures[0]
 
     def _receive(self) -> tuple[bytes, str] | None:
