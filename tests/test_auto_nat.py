@@ -21,6 +21,8 @@ from flare.nat.reachability import Reachable, Weighing
 from flare.nat.servers import MAX_SERVERS
 from flare.protocols.autonat import DIAL_BACK_PROTOCOL, DIAL_PROTOCOL, V1_PROTOCOL, v1_client
 from flare.protocols.autonat.v2_client import DialBackClient
+from flare.transport.stream import Stream
+from flare.wire.autonat_messages import DialMessage, DialResponse, DialStatus, ResponseStatus
 from flare.wire.keys import Identity
 from flare.wire.multiaddr import Multiaddr
 from flare.wire.peer_id import PeerId
@@ -276,3 +278,54 @@ async def test_servers_that_were_too_many_are_looked_for_when_few_are_left() -> 
         assert len(nat._servers) == len(busy.crowd)
         nat._round(looking)
         assert busy.scans == scans + 1
+
+
+async def says_no(stream: Stream) -> None:
+    """A server that cannot dial out, and blames its clients."""
+    await stream.read_frame(8192)
+    answer = DialResponse(ResponseStatus.OK, 0, DialStatus.DIAL_ERROR)
+    await stream.write_frame(DialMessage(response=answer).encode())
+
+
+async def says_yes(stream: Stream) -> None:
+    """A server that dials nobody and says that it did."""
+    await stream.read_frame(8192)
+    answer = DialResponse(ResponseStatus.OK, 0, DialStatus.OK)
+    await stream.write_frame(DialMessage(response=answer).encode())
+
+
+@aio
+async def test_a_relay_of_our_own_that_says_no_to_everybody_is_outweighed_by_two_strangers() -> None:
+    async with (
+        node(2) as broken,
+        host(listen=["/ip4/127.8.0.2/tcp/0"], is_public=public) as one,
+        host(listen=["/ip4/127.9.0.2/tcp/0"], is_public=public) as two,
+        node(3, relays=[broken.full_addrs[0]]) as client,
+    ):
+        broken.handle(DIAL_PROTOCOL, says_no)
+        seen = Seen(client)
+        async with flare.AutoNat(client, serve=False), flare.AutoNat(one), flare.AutoNat(two):
+            private = await seen.first(AddressReachability)
+            assert private.state == "private", "it is believed while there is nobody else"
+            await client.connect(one.full_addrs[0])
+            await client.connect(two.full_addrs[0])
+            await seen.first(ReachabilityChanged, lambda event: event.state == "public")
+            assert [event.state for event in seen.of(AddressReachability)] == ["private", "public"]
+
+
+@aio
+async def test_a_relay_of_our_own_that_says_yes_to_everybody_proves_nothing() -> None:
+    nowhere = Multiaddr("/ip4/127.0.0.9/tcp/9")
+    async with (
+        node(2) as liar,
+        node(4) as honest,
+        flare.AutoNat(honest),
+        node(3, announce=[nowhere], relays=[honest.full_addrs[0], liar.full_addrs[0]]) as client,
+    ):
+        liar.handle(DIAL_PROTOCOL, says_yes)
+        seen = Seen(client)
+        async with flare.AutoNat(client, serve=False) as nat:
+            found = await seen.first(AddressReachability, lambda event: event.addr == nowhere)
+            assert found.state == "private"
+            words = [word for v in nat.verdicts if v.addr == nowhere for word in v.words]
+            assert liar.peer_id not in {word.server for word in words}

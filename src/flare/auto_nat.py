@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
@@ -23,6 +23,7 @@ from .events import (
     PortMappingLost,
 )
 from .nat.behaviour import Behaviour, transport_of
+from .nat.behaviour import Mapping as NatMapping
 from .nat.dial_back import BackDialler, can_dial
 from .nat.lifetime import LifetimeProbe
 from .nat.look import Looking
@@ -59,6 +60,7 @@ BATCH: Final = 4  # addresses asked about at once: servers take a dozen requests
 BATCH_PAUSE: Final = 20.0  # seconds before the next batch
 KEEPALIVE_SHARE: Final = 0.8  # of how long a mapping lives: when QUIC pings
 LEAST_KEEPALIVE: Final = 1.0  # seconds
+RETRY: Final = 60.0  # seconds before a server is dialled again that was to say where our port is
 FEW: Final = 8  # servers: with fewer, those that were too many once are looked for
 
 
@@ -90,6 +92,7 @@ class AutoNat:
         self._contacts: OrderedDict[str, float] = OrderedDict()  # IPs that we have spoken to, and when last
         self._observed: tuple[Multiaddr, ...] = ()
         self._next_batch = 0.0
+        self._be_seen_at: dict[str, float] = {}  # when to try again, by transport
         self._news = asyncio.Event()
         self._looking: Looking | None = None
         self._task: asyncio.Task[None] | None = None
@@ -256,7 +259,10 @@ class AutoNat:
 
     async def _run(self, looking: Looking) -> None:
         while True:
-            self._round(looking)
+            try:
+                self._round(looking)
+            except (FlareError, OSError) as error:
+                logger.info("looking for our reachability: %s", error)
             wait = self._wait(looking)
             try:
                 async with asyncio.timeout(wait):
@@ -304,7 +310,30 @@ class AutoNat:
         ]
         for name in sorted(listening):
             seen_at = {str(addr.ip) for addr in self._observed if transport_of(addr) == name}
-            looking.consider(name, vantages(servers, name, self._is_public), seen_at)
+            there = vantages(servers, name, self._is_public)
+            looking.consider(name, there, seen_at)
+            if not seen_at:
+                self._be_seen(looking.behaviours.get(name, Behaviour(name)), there)
+
+    def _be_seen(self, behaviour: Behaviour, there: Sequence[Vantage]) -> None:
+        """Where the NAT would let strangers in, have a server of ours tell where our own port is: we may be
+        connected to all of them over another transport."""
+        now, trusted = time.monotonic(), [one for one in there if one.trusted]
+        if (
+            behaviour.says_public
+            and behaviour.mapping is not NatMapping.NONE
+            and trusted
+            and now >= self._be_seen_at.get(behaviour.transport, 0.0)
+        ):
+            self._be_seen_at[behaviour.transport] = now + RETRY
+            addr = trusted[0].addrs[0].with_peer(trusted[0].peer)
+            self._tasks.start(self._dial(addr), f"being seen at {addr}")
+
+    async def _dial(self, addr: Multiaddr) -> None:
+        try:
+            await self.host.dial(addr)
+        except (FlareError, OSError) as error:
+            logger.info("%s does not tell where we are: %s", addr, error)
 
     def _connected(self) -> Iterator[Connection]:
         """Direct connections to servers, in the order in which to ask."""

@@ -16,6 +16,12 @@ def test_one_server_does_not_take_an_address_restricted_nat_for_public() -> None
     assert finding.rows["udp"].filtering == "unknown"
 
 
+@pytest.mark.parametrize("over", ["tcp", "udp"])
+def test_a_port_that_no_relay_of_ours_is_connected_to_is_found_all_the_same(over: str) -> None:
+    finding = look(Plan("full", over=(over,), timeout=20))
+    assert finding.surprises() == []
+
+
 @pytest.mark.parametrize(("kind", "verdict"), [("port", "private"), ("none", "public")])
 def test_what_one_server_knows(kind: str, verdict: str) -> None:
     """That the NAT keeps out whom we have sent to, or that it lets in whom we have not."""

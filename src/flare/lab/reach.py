@@ -80,7 +80,7 @@ class Plan:
     """One look. `timeout` seconds for all to be found out, then `watch` more for it to stay so.
 
     `within`: seconds for the first verdict; 0: it may take its time. `servers`: one cannot tell everything.
-    `lifetime`: wait for UDP's too.
+    `lifetime`: wait for UDP's too. `over`: how the host is connected to the servers, in turn.
     """
 
     kind: str
@@ -91,6 +91,7 @@ class Plan:
     watch: float = 0.0
     within: float = 0.0
     lifetime: bool = False
+    over: tuple[str, ...] = ("udp", "tcp")
     seed: int = 0
     server_command: str = SERVER
     client_command: str = CLIENT
@@ -205,7 +206,7 @@ def _look(plan: Plan, lab: Lab, stage: Stage, names: Sequence[str]) -> Finding:
 
 def _relay(plan: Plan, number: int, listening: dict[str, Any]) -> str:
     """Where the host connects to a server: QUIC and TCP in turn, so that both its ports are seen."""
-    quic = number % 2 == 0 and not TRUTH[plan.kind].udp.blocked
+    quic = plan.over[number % len(plan.over)] == "udp" and not TRUTH[plan.kind].udp.blocked
     return next(str(addr) for addr in listening["addrs"] if ("/udp/4001/" if quic else "/tcp/4001/") in addr)
 
 
