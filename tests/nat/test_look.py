@@ -230,6 +230,20 @@ async def test_a_stranger_alone_does_not_make_ports_count(monkeypatch: pytest.Mo
     assert not scene.looking.filters_ports("udp")
 
 
+@on_virtual_time
+async def test_two_strangers_of_different_networks_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    strangers = vantage(0, trusted=False), vantage(1, trusted=False)
+    kept = Behaviour(
+        "udp",
+        filtering=Filtering.ADDRESS_AND_PORT_DEPENDENT,
+        kept_out=tuple(stranger.peer for stranger in strangers),
+    )
+    scene = Scene(monkeypatch, kept)
+    await scene.after(0, *strangers)
+    await asyncio.sleep(2)
+    assert scene.looking.filters_ports("udp")
+
+
 class Measuring:
     """Stands for a LifetimeProbe."""
 

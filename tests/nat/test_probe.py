@@ -381,3 +381,21 @@ async def test_it_can_be_given_up() -> None:
     await asyncio.gather(task, return_exceptions=True)
     await looking.aclose()  # type: ignore[attr-defined]
     assert world.closed == world.dialled
+
+
+@pytest.mark.parametrize("filtering", [EI, AD, APD])
+@pytest.mark.parametrize("liar", [None, 0, 1])
+def test_that_ports_count_takes_two_strangers(liar: int | None, filtering: Filtering) -> None:
+    """One that says no to everybody makes an address-restricted NAT look port-restricted, and is alone."""
+
+    @simulated
+    async def run() -> None:
+        servers = [Server(n, "no" if n == liar else "honest", trusted=False) for n in range(3)]
+        world = World(Mapping.ENDPOINT_INDEPENDENT, filtering, *servers)
+        kept_out = (await world.look())[-1][1].kept_out
+        if filtering is APD:
+            assert set(kept_out) == {servers[0].peer, servers[1].peer}
+        else:
+            assert set(kept_out) <= {servers[n].peer for n in (0, 1) if n == liar}
+
+    run()

@@ -144,7 +144,8 @@ class Looking:
             return False
         if behaviour.filtering is not Filtering.ADDRESS_AND_PORT_DEPENDENT:
             return False
-        return any(one.trusted for one in last.vantages if one.peer in behaviour.kept_out)
+        kept_out = [one for one in last.vantages if one.peer in behaviour.kept_out]
+        return any(one.trusted for one in kept_out) or len({_network(one) for one in kept_out}) > 1
 
     def _reason(self, transport: str, vantages: tuple[Vantage, ...], seen_at: Collection[str]) -> bool:
         last, now = self._last.get(transport), self._clock()

@@ -110,6 +110,7 @@ class NatProbe:
         self._tasks: list[asyncio.Task[Any]] = []
         # what is under way, or has come
         self._asks: dict[Vantage, asyncio.Task[bool | None]] = {}
+        self._second: dict[Vantage, asyncio.Task[bool | None]] = {}
         self._mapped: list[asyncio.Task[Sight | None]] = []
         self._samples: list[asyncio.Task[Sight | None]] = []
         self._hairpin: asyncio.Task[bool] | None = None
@@ -134,13 +135,16 @@ class NatProbe:
             if self._is_public(back):
                 asked = [vantage, *(other for other in vantages if other.ip != vantage.ip)]
                 self._asks = {one: self._start(self._dial_back(one, back, vantage)) for one in asked}
+            if not vantage.trusted:  # then what it says takes another one, each of its own port
+                other = [one for one in vantages if one.ip != vantage.ip][:1]
+                self._second = {one: self._start(self._other_port(one)) for one in other}
             until = asyncio.get_running_loop().time() + PATIENCE
             await self._burst(vantage, vantages)
             if not own:
                 self._hairpin = self._start(self._reach_ourselves(back))
             await self._wait(until)
             yield self._judge(vantage, sight, vantages, final=False)
-            if any(not task.done() for task in self._asks.values()):
+            if any(not task.done() for task in (*self._asks.values(), *self._second.values())):
                 await self._wait(None)
                 yield self._judge(vantage, sight, vantages, final=True)
         except OSError:
@@ -175,6 +179,8 @@ class NatProbe:
         against = [one for one, word in words.items() if word is False]
         if not first.trusted:
             against = [first] * bool(against)  # it said where to dial: all of it stands on its word
+        kept_out = [first] if words.get(first) is False else []
+        kept_out += [one for one, ask in self._second.items() if _word(ask, final=True) is False]
         return Behaviour(
             self._transport,
             judge_mapping(sights or [sight], self._own_ips),
@@ -184,7 +190,7 @@ class NatProbe:
             self._hairpin.result() if self._hairpin is not None and self._hairpin.done() else None,
             (sights or [sight])[0].seen[0],
             filtered=tuple(one.peer for one in against),
-            kept_out=(first.peer,) if words.get(first) is False else (),
+            kept_out=tuple(one.peer for one in kept_out),
             sure=len(seen_by) >= ENOUGH or (bool(seen_by) and all(one.trusted for one in seen_by)),
         )
 
@@ -257,6 +263,14 @@ class NatProbe:
                 return None
         return verdict.reachable
 
+    async def _other_port(self, vantage: Vantage) -> bool | None:
+        """Whether `vantage` comes in, from another port, where a port has sent to it."""
+        found = await self._look_alone(vantage)
+        back = self._addr(found[1].seen) if found is not None else None
+        if back is None or not self._is_public(back):
+            return None
+        return await self._dial_back(vantage, back, vantage)
+
     async def _open_to_all(self, sight: Sight, vantages: Sequence[Vantage]) -> bool:
         """Whether somebody comes in at a port that has sent to nobody."""
         _, port = await self._port()
@@ -295,7 +309,8 @@ class NatProbe:
     async def _wait(self, until: float | None) -> None:
         """Until all has come that is under way, or the loop's time is `until`."""
         hairpin = [self._hairpin] if self._hairpin is not None else []
-        tasks: list[asyncio.Task[Any]] = [*self._asks.values(), *self._mapped, *self._samples, *hairpin]
+        asks = [*self._asks.values(), *self._second.values()]
+        tasks: list[asyncio.Task[Any]] = [*asks, *self._mapped, *self._samples, *hairpin]
         left = None if until is None else max(0.0, until - asyncio.get_running_loop().time())
         if tasks:
             await asyncio.wait(tasks, timeout=left)
