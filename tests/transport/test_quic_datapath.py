@@ -154,6 +154,25 @@ def test_an_end_without_data() -> None:
     assert pair.there.ended == {stream}
 
 
+@short_way
+def test_what_the_pacer_holds_back_is_not_forgotten() -> None:
+    """A ping, or a probe after a timeout, when the bucket is empty and no data waits."""
+    pair = connected()
+    connection = pair.client._quic
+    a_while(pair, 5)
+    pair.turn()
+    connection._recovery._pacer._credit = 0.0
+    connection._recovery._pacer._at = pair.now
+    pair.client.ping(7)
+    assert pair.client.datagrams(pair.now) == []
+    at = pair.client.deadline()
+    assert at is not None
+    assert at < pair.now + 0.02
+    for _ in range(3):
+        pair.turn()
+    assert pair.here.pongs == [7]
+
+
 def test_pings_are_answered() -> None:
     pair = connected()
     pair.client.ping(77)

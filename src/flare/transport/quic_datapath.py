@@ -181,7 +181,8 @@ class DataPath(Incoming):
                 paced += 1
                 window -= len(datagram)
         loss._pacer.spend(paced, now)
-        self._pacing_at = loss._pacer.next_send_time(now) if turn and window >= size else None
+        waiting = window >= size and (turn or not announced)  # for the pacer, if for anything
+        self._pacing_at = loss._pacer.next_send_time(now) if waiting else None
         if several and turn:  # the next burst goes on where this one ends
             later = set(turn)
             self._streams_queue = [s for s in self._streams_queue if s not in later] + list(turn)
