@@ -99,6 +99,7 @@ ATTRIBUTES = [
     ("loss", "_logger", quic_connection.QuicConnectionAdapter),
     ("cubic", "_W_est", int),
     ("cubic", "_W_max", int),
+    ("cubic", "_congestion_recovery_start_time", float),
     ("cubic", "_cwnd_epoch", int),
     ("cubic", "_first_slow_start", bool),
     ("cubic", "_max_datagram_size", int),

@@ -119,6 +119,20 @@ def test_a_lost_one_is_told_to_its_stream_by_aioquic() -> None:
     assert recovery._cc.ssthresh is not None
 
 
+@pytest.mark.parametrize("under_way", [100, 20])
+def test_a_loss_in_a_burst_that_one_frame_answers(under_way: int) -> None:
+    """RFC 9438, 4.6: by what was under way, and not by what that frame left of it."""
+    recovery, space = ours()
+    recovery._cc.congestion_window = 50 * SIZE
+    recovery.sent([Sent(n, 1.0, SIZE, True) for n in range(under_way)], 1.0, space)
+    recovery.acked([(0, 3), (4, under_way)], 0.0, 1.1, space)
+    grown = (50 + under_way - 1) * SIZE  # in slow start
+    assert recovery.congestion_window == int(min(under_way * SIZE, grown) * 0.7)
+    assert recovery.bytes_in_flight == 0
+    recovery.sent([Sent(under_way, 1.2, SIZE, True)], 1.2, space)
+    assert recovery._cc.newly_acked == 0
+
+
 def test_an_acknowledgement_costs_what_it_names() -> None:
     """A peer that names 2^62 packets in a frame keeps nobody busy."""
     recovery, space = ours()

@@ -7,13 +7,14 @@ once (RFC 9002, A.7; RFC 9438, 4).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from aioquic import tls
 from aioquic.quic.congestion.base import K_MINIMUM_WINDOW
 from aioquic.quic.congestion.cubic import (
     K_CUBIC_C,
+    K_CUBIC_LOSS_REDUCTION_FACTOR,
     K_CUBIC_MAX_IDLE_TIME,
     CubicCongestionControl,
     better_cube_root,
@@ -83,6 +84,8 @@ class Sent:
 class Cubic(CubicCongestionControl):
     """aioquic's CUBIC, told of all bytes of an ACK frame at once."""
 
+    newly_acked = 0  # bytes of the ACK frame that is being looked at
+
     def on_bytes_sent(self, size: int, now: float) -> None:
         """`size` bytes leave; after a long silence the window is a new connection's again."""
         self.bytes_in_flight += size
@@ -92,6 +95,7 @@ class Cubic(CubicCongestionControl):
     def on_bytes_acked(self, size: int, sent_time: float, now: float) -> None:
         """`size` bytes arrived; the newest of their packets was sent at `sent_time`."""
         self.bytes_in_flight -= size
+        self.newly_acked = size
         self.last_ack = sent_time
         if self.ssthresh is None or self.congestion_window < self.ssthresh:
             self.congestion_window += size
@@ -107,6 +111,18 @@ class Cubic(CubicCongestionControl):
             self.congestion_window = max(window, self._W_est)
         else:
             self.congestion_window = window + int((target - window) * size / window)
+
+    def on_packets_lost(self, *, now: float, packets: Iterable[Any]) -> None:
+        """The window becomes a share of what was under way when the ACK frame came (RFC 9438, 4.6).
+
+        aioquic takes what is under way after it; where one frame answers a burst, that is next to nothing.
+        """
+        window, flight = self.congestion_window, self.bytes_in_flight + self.newly_acked
+        super().on_packets_lost(now=now, packets=packets)
+        if self._congestion_recovery_start_time == now:
+            least = K_MINIMUM_WINDOW * self._max_datagram_size
+            self.ssthresh = max(int(min(window, flight) * K_CUBIC_LOSS_REDUCTION_FACTOR), least)
+            self.congestion_window = self.ssthresh
 
     def _begin_epoch(self, now: float) -> None:
         if not self._starting_congestion_avoidance:  # slow start ended without a loss
@@ -188,6 +204,7 @@ class Recovery(QuicPacketRecovery):
         if newest.packet_number == largest and eliciting:
             self._measure(now - newest.sent_time, delay, now)
         self._detect_loss(now=now, space=space)
+        self._cc.newly_acked = 0
         if self.peer_completed_address_validation:
             self._pto_count = 0
 
