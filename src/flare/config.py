@@ -285,7 +285,8 @@ class PunchConfig:
     # the IP that is searched, and nobody confirms that it is its own: defends whose it is
     probes: int = 512  # to random ports of one IP in a punch: no more datagrams than a punch of 16 addresses
     probes_per_ip: int = 2048  # in a minute, whoever asked for them
-    probe_rate: float = 600.0  # a second, all searches of the host together: defends our own NAT's table too
+    # a second, all searches of the host together, 0: no searches. Defends our own NAT's table too
+    probe_rate: float = 600.0
     sockets: int = 256  # opened at once by the side with such a NAT; 0: never. Defends descriptors,
     max_sockets: int = 512  # ... of all searches of the host together
     socket_rounds: int = 4  # times that many, one after the other

@@ -253,6 +253,18 @@ class TestSockets:
         for sock in some + more:
             sockets.close(sock)
 
+    def test_the_last_quarter_of_the_descriptors_is_for_others(self) -> None:
+        with socket.socket() as lowest:
+            free = lowest.fileno()
+        few = Sockets(100, descriptors=(free + 3) * 4 // 3)
+        some = few.open(10)
+        assert len(some) <= 3
+        for sock in some:
+            few.close(sock)
+        with socket.socket() as again:
+            assert again.fileno() == free, "what was too much is closed"
+        assert Sockets(100, descriptors=4).open(10) == []
+
     def test_a_process_without_descriptors_gets_what_it_can(self, monkeypatch: Any) -> None:
         real, made = socket.socket, []
 

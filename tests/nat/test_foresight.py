@@ -250,8 +250,9 @@ class TestHint:
         hint = foresight(Nat(), DEPENDENT, listen_addrs=lambda: LISTENING[1:]).hint(1)
         assert (hint.sockets, hint.probes) == (0, 0)
 
-    def test_what_is_switched_off(self) -> None:
-        hint = foresight(Nat(), DEPENDENT, limits=PunchConfig(sockets=0, probes=0)).hint(1)
+    @pytest.mark.parametrize("limits", [PunchConfig(sockets=0, probes=0), PunchConfig(probe_rate=0)])
+    def test_what_is_switched_off(self, limits: PunchConfig) -> None:
+        hint = foresight(Nat(), DEPENDENT, limits=limits).hint(1)
         assert (hint.sockets, hint.probes) == (0, 0)
 
 

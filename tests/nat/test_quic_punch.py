@@ -7,6 +7,7 @@ import ipaddress
 import socket
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -15,13 +16,14 @@ import pytest
 from flare.config import PunchConfig, Timeouts
 from flare.errors import PunchFailed
 from flare.nat import quic_punch
-from flare.nat.birthday import OWN_NAT, PROBE, Search
+from flare.nat.birthday import OWN_NAT, PROBE, Opener, Search
 from flare.nat.prediction import Part
 from flare.nat.quic_punch import NOISE, REFLEXIVE, PunchRace, QuicPunch
 from flare.protocols.dcutr import CLIENT, SERVER
 from flare.transport import quic
 from flare.transport.connection import Connection
 from flare.transport.udp import udp_socket
+from flare.wire.keys import Identity
 from flare.wire.multiaddr import Multiaddr
 from tests.support.aio import aio
 from tests.support.linked import ALICE, BOB
@@ -333,6 +335,49 @@ class TestSearch:
                 race._heard(bytes(16), ("127.0.0.1", 1000 + port))
             assert len(race._tasks) == REFLEXIVE
             await race.stop()
+
+    @pytest.mark.parametrize("part", [Part.PROBES, Part.OPENS])
+    @aio
+    async def test_many_peers_that_name_one_ip_get_no_more_for_it_than_one(
+        self, part: Part, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whose it is, nobody knows: it is the IP that is defended, not the peer that is trusted."""
+        monkeypatch.setattr(Opener, "_knock", lambda self: asyncio.sleep(0))  # it gets this far only here
+        limits = PunchConfig(sockets=8, max_sockets=32, probes=50, probes_per_ip=120, probe_rate=5000.0)
+        async with QuicNode() as a:
+            with udp_socket(ipaddress.ip_address("127.0.0.1"), 0) as victim:
+                sent = 0
+
+                def count(remote: Any, data: bytes) -> None:
+                    nonlocal sent
+                    sent += len(data) == PROBE
+
+                if part is Part.PROBES:
+                    a.quic.socket_for(ipaddress.ip_address("127.0.0.1")).send_raw = count  # type: ignore[method-assign]
+                punch = QuicPunch(a.quic, limits=limits, timeouts=replace(SHORT, punch=1.5))
+                search = Search(part, victim.getsockname())
+                failed = await asyncio.gather(
+                    *(
+                        punch(
+                            Identity.generate().peer_id,
+                            [self.NOWHERE],
+                            time.monotonic_ns(),
+                            role=SERVER,
+                            rtt_ns=MS,
+                            search=search,
+                        )
+                        for _ in range(8)
+                    ),
+                    return_exceptions=True,
+                )
+                assert all(isinstance(error, PunchFailed) for error in failed)
+                if part is Part.OPENS:
+                    with suppress(BlockingIOError):
+                        while True:
+                            sent += len(victim.recv(100)) == PROBE
+                assert sent <= limits.probes_per_ip
+                assert sent > limits.probes
+                assert punch.sockets.held == 0
 
     @aio
     async def test_it_begins_after_what_was_told_had_its_chance(self) -> None:

@@ -21,9 +21,11 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import socket
+import sys
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -114,20 +116,27 @@ async def send_probes(socket: UdpSocket, ip: str, ports: Sequence[int], budget: 
 
 
 class Sockets:
-    """How many sockets all searches of a host hold: `most` at once."""
+    """How many sockets all searches of a host hold: `most` at once, and none of the last quarter of what the
+    process may have: that is for connections.
+    """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, descriptors: int | None = None) -> None:
+        if descriptors is None:
+            descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._last = descriptors * 3 // 4 if descriptors != resource.RLIM_INFINITY else sys.maxsize
         self.most = most
         self.held = 0
 
     def open(self, wanted: int) -> list[socket.socket]:
-        """As many IPv4 sockets as there is room for, in the process too."""
+        """As many bound IPv4 sockets as there is room for."""
         found: list[socket.socket] = []
+        kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         with contextlib.suppress(OSError):
             while len(found) < wanted and self.held + len(found) < self.most:
-                sock = socket.socket(
-                    socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-                )
+                sock = socket.socket(socket.AF_INET, kind)
+                if sock.fileno() >= self._last:
+                    sock.close()
+                    break
                 found.append(sock)
                 sock.bind(("0.0.0.0", 0))
         self.held += len(found)
@@ -157,7 +166,6 @@ class Opener:
         sockets: Sockets,
         limits: PunchConfig,
         fresh: bool = True,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._remote = remote[:2]
         self._on_hit = on_hit
@@ -165,7 +173,6 @@ class Opener:
         self._sockets = sockets
         self._limits = limits
         self._fresh = fresh
-        self._sleep = sleep
         self._loop = asyncio.get_running_loop()
         self._open: dict[socket.socket, None] = {}
 
@@ -180,7 +187,7 @@ class Opener:
                 if number == 0:
                     await self._knock()
                 await self._speak()
-                await self._sleep(hold)
+                await asyncio.sleep(hold)
         finally:
             self._close_all()
 
@@ -193,13 +200,13 @@ class Opener:
         """Open our own NAT and nobody else's, and wait for the peer's probes to go out."""
         for number, sock in enumerate(list(self._open)):
             if number % 64 == 63:
-                await self._sleep(TICK)
+                await asyncio.sleep(TICK)
             if sock in self._open:
                 usual = sock.getsockopt(socket.IPPROTO_IP, socket.IP_TTL)
                 sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, OWN_NAT)
                 self._send(sock)
                 sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, usual)
-        await self._sleep(self._limits.probes / self._limits.probe_rate + TICK)
+        await asyncio.sleep(self._limits.probes / self._limits.probe_rate + TICK)
 
     async def _speak(self) -> None:
         """One packet from each socket, as fast as the budget allows: the peer named that address."""
@@ -209,7 +216,7 @@ class Opener:
                 sock = silent.pop()
                 if sock in self._open:
                     self._send(sock)
-            await self._sleep(TICK)
+            await asyncio.sleep(TICK)
 
     def _send(self, sock: socket.socket) -> None:
         with contextlib.suppress(OSError):  # a full buffer, no route: a lost packet

@@ -127,7 +127,7 @@ class Foresight:
 
     def hint(self, attempt: int) -> PunchHint:
         """What we tell a flare."""
-        able = self._listening("quic-v1")
+        able = self._listening("quic-v1") and self._limits.probe_rate > 0
         upcoming = self._forecast()
         ports = upcoming.get("quic-v1", ())
         return PunchHint(
