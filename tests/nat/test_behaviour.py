@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from flare.nat.behaviour import (
@@ -11,12 +13,16 @@ from flare.nat.behaviour import (
     Behaviour,
     Endpoint,
     Filtering,
+    Lifetime,
     Mapping,
     Sight,
     judge_allocation,
     judge_filtering,
     judge_mapping,
+    transport_of,
 )
+from flare.wire.keys import Identity
+from flare.wire.multiaddr import Multiaddr
 
 OWN = ["192.168.1.2", "9.9.9.9"]
 A1, A2, B1, C1 = ("1.0.0.1", 1), ("1.0.0.1", 2), ("2.0.0.1", 1), ("3.0.0.1", 1)
@@ -108,3 +114,84 @@ def test_whose_dial_back_proves_something() -> None:
     assert not Behaviour(
         mapping=Mapping.ENDPOINT_INDEPENDENT, filtering=Filtering.ADDRESS_DEPENDENT
     ).says_public
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "words"),
+    [
+        (Behaviour("udp", blocked=True), ["UDP", "blocked"]),
+        (Behaviour("tcp"), ["TCP", "cannot be told", "two servers"]),
+        (Behaviour("udp", Mapping.NONE), ["no NAT before UDP"]),
+        (Behaviour("tcp", Mapping.NONE, Filtering.ADDRESS_DEPENDENT), ["no NAT", "firewall"]),
+        (
+            Behaviour("tcp", Mapping.ENDPOINT_INDEPENDENT, Filtering.ENDPOINT_INDEPENDENT),
+            ["endpoint-independent mapping", "lets in everybody"],
+        ),
+        (
+            Behaviour("udp6", Mapping.ENDPOINT_INDEPENDENT, Filtering.ADDRESS_AND_PORT_DEPENDENT),
+            ["UDP", "whom we have sent to", "address-and-port-dependent filtering", "hole punches"],
+        ),
+        (
+            Behaviour("udp", Mapping.ADDRESS_DEPENDENT, allocation=Allocation.RANDOM),
+            [
+                "endpoint-dependent mapping for UDP",
+                "address-dependent mapping",
+                "nobody can be told",
+                "relay",
+            ],
+        ),
+        (
+            Behaviour("tcp", Mapping.ENDPOINT_DEPENDENT, allocation=Allocation.SEQUENTIAL, step=2),
+            ["endpoint-dependent mapping for TCP", "step 2", "predicted"],
+        ),
+    ],
+)
+def test_what_follows_is_said(behaviour: Behaviour, words: list[str]) -> None:
+    for word in words:
+        assert word in behaviour.sentence
+    assert behaviour.as_json()["sentence"] == behaviour.sentence
+
+
+def test_as_json() -> None:
+    peer = Identity.generate().peer_id
+    whole = Behaviour(
+        "udp",
+        Mapping.ADDRESS_DEPENDENT,
+        Filtering.ADDRESS_DEPENDENT,
+        Allocation.SEQUENTIAL,
+        2,
+        False,
+        "8.8.8.8",
+        filtered=(peer,),
+        lifetime=Lifetime(15, None, 0.5),
+    )
+    told = whole.as_json()
+    told.pop("sentence")
+    assert told == {
+        "transport": "udp",
+        "mapping": "address-dependent",
+        "filtering": "address-dependent",
+        "allocation": "sequential",
+        "step": 2,
+        "hairpin": False,
+        "external": "8.8.8.8",
+        "blocked": False,
+        "lifetime": {"at_least": 15, "at_most": None, "confidence": 0.5},
+    }
+    assert json.loads(json.dumps(whole.as_json())) == whole.as_json()
+
+
+@pytest.mark.parametrize(
+    ("addr", "transport"),
+    [
+        ("/ip4/1.2.3.4/tcp/1", "tcp"),
+        ("/ip4/1.2.3.4/udp/1/quic-v1", "udp"),
+        ("/ip6/2a00::1/tcp/1", "tcp6"),
+        ("/ip6/2a00::1/udp/1/quic-v1", "udp6"),
+        ("/ip4/1.2.3.4/udp/1", None),
+        ("/dns/example.com/tcp/1", None),
+        ("/ip4/1.2.3.4/tcp/1/ws", None),
+    ],
+)
+def test_which_behaviour_counts_for_an_address(addr: str, transport: str | None) -> None:
+    assert transport_of(Multiaddr(addr)) == transport
