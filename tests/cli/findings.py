@@ -29,6 +29,7 @@ def relay(number: int, *, quic: bool = True) -> Relay:
         "flare/0.1.0",
         True,
         "",
+        True,
         (
             Path(Multiaddr(f"/ip4/{ip}/tcp/4001"), 0.1012 * number),
             Path(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pty
 import signal
 import socket
+import subprocess
+import sys
 
 import pytest
 
-from tests.cli.command import LOOPBACK, SIGNALS, facts, run, running
+from tests.cli.command import LOOPBACK, SIGNALS, TIMEOUT, environment, facts, run, running
 
 BOTH = ("--listen", LOOPBACK, "--listen", "/ip4/127.0.0.1/udp/0/quic-v1")
 
@@ -52,6 +57,60 @@ def test_a_relay_that_keeps_no_place_is_said_so() -> None:
         addr = relay.fact("listening")["addrs"][0]
         done = run("check", "--no-map", "--relay", addr, "--timeout", "8")
     assert b"keeps no place" in done.stdout
+
+
+def test_a_relay_that_does_not_dial_back_is_said_so() -> None:
+    with running("relay", *BOTH, "--no-autonat", "--json") as relay:
+        addr = relay.fact("listening")["addrs"][0]
+        done = run("check", "--no-map", "--relay", addr, "--timeout", "8")
+    assert b"does not dial back" in done.stdout
+    assert b"UNKNOWN: " in done.stdout
+    assert done.returncode == 1
+
+
+def on_a_terminal(*words: str, **env: str) -> str:
+    """All that a command shows on a terminal."""
+    near, far = pty.openpty()
+    shown = b""
+    try:
+        with subprocess.Popen(
+            [sys.executable, "-m", "flare", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=far,
+            stderr=far,
+            env=environment(TERM="xterm", **env),
+        ) as process:
+            os.close(far)
+            with contextlib.suppress(OSError):  # EIO: it has ended
+                while piece := os.read(near, 4096):
+                    shown += piece
+            process.wait(TIMEOUT)
+    finally:
+        os.close(near)
+    return shown.decode()
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_on_a_terminal_it_shows_that_it_looks_and_wipes_that(no_color: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        peer = run("id").stdout.decode().strip()
+        addr = f"/ip4/127.0.0.1/tcp/{mute.getsockname()[1]}/p2p/{peer}"
+        shown = on_a_terminal("check", "--no-map", "--relay", addr, "--timeout", "1.2", NO_COLOR=no_color)
+    looking, wiped, screen = shown.rpartition("\r\x1b[K")
+    assert wiped
+    assert "asking the relays ... 0 s" in looking
+    assert "asking the relays ... 1 s" in looking
+    assert "UNKNOWN: " in screen
+    assert ("\x1b[1m" in screen) is (no_color == "")
+
+
+def test_elsewhere_it_shows_no_progress() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        peer = run("id").stdout.decode().strip()
+        addr = f"/ip4/127.0.0.1/tcp/{mute.getsockname()[1]}/p2p/{peer}"
+        done = run("check", "--no-map", "--relay", addr, "--timeout", "0.5")
+    assert done.stderr == b""
+    assert b"\x1b" not in done.stdout
 
 
 def test_a_relay_that_is_not_there() -> None:

@@ -11,6 +11,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path as FilePath
+from typing import Any
 
 import pytest
 
@@ -36,6 +37,7 @@ from tests.cli.findings import (
     word,
 )
 
+QUIC_ONLY = Multiaddr(f"/ip4/198.51.100.7/udp/4001/quic-v1/p2p/{RELAYS[0]}")
 FILES = FilePath(__file__).parent / "screens"
 
 
@@ -152,6 +154,30 @@ class TestVerdict:
     def test_a_router_that_was_not_asked_is_not_shown(self) -> None:
         assert "port mapping" in screen(PORT, Ink())
         assert "port mapping" not in screen(replace(PORT, ports=Ports()), Ink())
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"ipv4": Family(4)}, "this machine is on no network"),
+            ({"relays": ()}, "nobody was asked"),
+            ({"relays": (Relay(relay(1).addr),)}, "no relay was reached."),
+            ({"relays": (Relay(QUIC_ONLY),)}, "over TCP it might be"),
+            ({"relays": (replace(relay(1), dials_back=False),)}, "no relay dials back"),
+            ({"relays": (relay(1),)}, "one relay does not see enough"),
+            ({}, "the relays could not tell"),
+        ],
+    )
+    def test_unknown_says_why(self, change: dict[str, Any], words: str) -> None:
+        found = replace(PORT, behaviours={}, addrs=(), **change)
+        assert found.code == 1
+        assert words in screen(found, Ink(width=300))
+
+    def test_a_transport_that_nobody_could_try_is_left_out(self) -> None:
+        only_tcp = replace(relay(1), paths=relay(1).paths[:1])
+        found = replace(PORT, relays=(only_tcp,))
+        assert found.works("udp") is None
+        assert "over UDP" not in screen(found, Ink())
+        assert found.as_json()["peers"]["none"]["udp"] is None
 
     def test_the_time_was_over(self) -> None:
         found = replace(PORT, behaviours={}, addrs=(), cut=True)

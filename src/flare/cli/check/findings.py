@@ -60,13 +60,14 @@ class Path:
 class Relay:
     """One relay that was looked at. `place`: whether it would keep one for us; None: it was not reached.
 
-    `reason` says why it was not reached, or why it keeps no place.
+    `reason` says why it was not reached, or why it keeps no place; `dials_back`: it speaks AutoNAT v2.
     """
 
     addr: Multiaddr
     agent: str = ""
     place: bool | None = None
     reason: str = ""
+    dials_back: bool = False
     paths: tuple[Path, ...] = ()
 
     @property
@@ -87,6 +88,7 @@ class Relay:
             "rtt_ms": _ms(self.rtt),
             "place": self.place,
             "reason": self.reason,
+            "dials_back": self.dials_back,
             "paths": [path.as_json() for path in self.paths],
         }
 
@@ -190,7 +192,7 @@ class Findings:
         return {
             transport: before_us(self.behaviour(transport), self.reachable(transport, self.version))
             for transport in NAMES
-            if self.works(transport) is not False
+            if self.works(transport)
         }
 
     @property

@@ -29,6 +29,7 @@ from ...nat.behaviour import Behaviour, Filtering, Mapping
 from ...nat.reachability import Reachable
 from ...port_mapper import PortMapper
 from ...protocols import ping
+from ...protocols.autonat import DIAL_PROTOCOL
 from ...transport.connection import Connection, StreamHandlers
 from ...transport.quic import QuicTransport
 from ...transport.sockets import interface_addresses
@@ -287,6 +288,7 @@ class Look:
             agent=self._host.peers.get(peer).agent,
             place=self._places.get(peer) if peer in self._paths else None,
             reason=self._reasons.get(peer, "" if peer in self._places else "it did not answer in time"),
+            dials_back=DIAL_PROTOCOL in self._host.peers.get(peer).protocols,
             paths=self._paths.get(peer, ()),
         )
 

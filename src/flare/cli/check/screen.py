@@ -153,7 +153,7 @@ def _works(found: Findings, transport: str) -> str:
     tried = [r for r in found.relays if r.reached and any(p.transport == transport for p in r.paths)]
     came = [r for r in tried if any(p.transport == transport and p.rtt is not None for p in r.paths)]
     if works:
-        return f"works: {len(came)} of {len(tried)} relays answered"
+        return f"works: {len(came)} of {len(tried)} relay{'s' if len(tried) > 1 else ''} answered"
     if len(tried) > 1:
         return f"blocked: none of {len(tried)} relays answered over it, and all did otherwise"
     return "blocked here, or before the one relay that was asked"
@@ -163,7 +163,7 @@ def _works(found: Findings, transport: str) -> str:
 
 
 def _nat(page: _Page, found: Findings) -> None:
-    shown = [name for name in NAMES if found.works(name) is not False]
+    shown = [name for name in NAMES if found.works(name)]
     behaviours = [found.behaviour(name) for name in shown]
     page.gap()
     if behaviours and all(behaviour.mapping is Mapping.NONE for behaviour in behaviours):
@@ -233,11 +233,16 @@ def _relay(relay: Relay) -> str:
         paths = [path for path in relay.paths if path.transport == transport]
         rtts = [path.rtt for path in paths if path.rtt is not None]
         if rtts:
-            trips.append(f"{min(rtts) * 1000:.0f} ms by {name}")
+            trips.append(f"{_ms(min(rtts))} by {name}")
         elif paths:
             trips.append(f"none by {name}")
-    place = "keeps a place for you" if relay.place else f"keeps no place: {_brief(relay.reason)}"
-    return f"{', '.join(trips)}; {place}"
+    place = "keeps a place" if relay.place else f"keeps no place: {_brief(relay.reason)}"
+    blind = "" if relay.dials_back else "; does not dial back"
+    return f"{', '.join(trips)}; {place}{blind}"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds >= 0.0005 else "under 1 ms"
 
 
 def _brief(reason: str) -> str:
@@ -329,18 +334,24 @@ def _sentence(found: Findings, expected: Outlook) -> str:
 
 
 def _why_unknown(found: Findings) -> str:
+    if not (found.ipv4.addrs or found.ipv6.addrs):
+        return "this machine is on no network"
     if not found.relays:
         return (
             "nobody was asked. Say --relay ADDR, best of all twice: a relay sees you from outside, and tries "
             "to dial you"
         )
     if not found.reached:
+        if all(relay.addr.has("udp") for relay in found.relays):
+            return "no relay was reached; over TCP it might be, give such an address too"
         return "no relay was reached"
+    if not any(relay.dials_back for relay in found.relays):
+        return "no relay dials back; one that speaks AutoNAT v2 is needed"
     if found.cut:
         return "the time was over, and --timeout gives it more"
     if found.reached == 1:
         return "one relay does not see enough; give another one that has another IP"
-    return "the relays could not tell, which takes AutoNAT v2 and two different IPs"
+    return "the relays could not tell, which takes two of them with different IPs, and AutoNAT v2"
 
 
 def _behind(found: Findings) -> str:
