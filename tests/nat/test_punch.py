@@ -20,7 +20,7 @@ from flare.nat.birthday import Search
 from flare.nat.foresight import Foresight
 from flare.nat.prediction import WINDOW, Part
 from flare.nat.punch import SPENT, HolePuncher
-from flare.nat.quic_punch import PunchRace
+from flare.nat.punch_race import PunchRace
 from flare.protocols.dcutr import CLIENT, PROTOCOL, SERVER
 from flare.protocols.dcutr.initiator import agree
 from flare.wire.keys import Identity

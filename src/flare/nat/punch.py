@@ -22,7 +22,8 @@ from flare.errors import FlareError, PunchFailed
 from flare.events import PlainDialFailed, PunchGaveUp, PunchStarted, PunchSucceeded
 from flare.nat.foresight import Foresight, Plan
 from flare.nat.observed import Mapping
-from flare.nat.quic_punch import PunchQuic, PunchRace, QuicPunch
+from flare.nat.punch_race import PunchRace
+from flare.nat.quic_punch import PunchQuic, QuicPunch
 from flare.nat.simultaneous import PunchTransport, TcpPunch
 from flare.protocols import dcutr
 from flare.protocols.dcutr import CLIENT, SERVER, initiator, responder
