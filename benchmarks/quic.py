@@ -1,6 +1,6 @@
 """QUIC beside quic-go and quinn: megabytes a second on one and on 16 streams, and what noise costs.
 
-    python -m benchmarks.quic [--megabytes 8] [--rounds 3] [--pairs flare-flare,go-go,rust-rust] [--json]
+    python -m benchmarks.quic [--megabytes 32] [--rounds 3] [--pairs flare-flare,go-go,rust-rust] [--json]
 
 Each pair is two processes on loopback, a client that sends and a server that echoes, over go-libp2p's and
 rust-libp2p's own QUIC where they are one end; rounds of the pairs alternate. A figure is the bytes of one
@@ -39,7 +39,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 def main() -> int:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--megabytes", type=int, default=8, help="in each direction, all streams together")
+    parser.add_argument("--megabytes", type=int, default=32, help="in each direction, all streams together")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pairs", default="flare-flare,flare-go,go-flare,flare-rust,go-go,rust-rust")
     parser.add_argument("--json", action="store_true")
@@ -67,7 +67,9 @@ def main() -> int:
             "server": server,
             "streams": streams,
             "mb_per_s": round(statistics.median(rate for rate, _ in found), 1),
+            "mb_range": [round(pick(rate for rate, _ in found), 1) for pick in (min, max)],
             "cpu_s_per_gb": round(statistics.median(cpu for _, cpu in found), 2),
+            "cpu_range": [round(pick(cpu for _, cpu in found), 2) for pick in (min, max)],
         }
         for (client, server, streams), found in rates.items()
     ]
@@ -76,11 +78,12 @@ def main() -> int:
         print(json.dumps({"engine": AioquicEngine.name, "results": results, "noise_ns": noise_ns}))
         return 0
     print(f"flare's engine: {AioquicEngine.name}; {args.megabytes} MB each way, median of {args.rounds}")
-    print(f"{'client':8}{'server':8}{'streams':>8}{'MB/s':>9}{'CPU s/GB':>10}")
+    print(f"{'client':8}{'server':8}{'streams':>8}{'MB/s':>9}{'':16}{'CPU s/GB':>8}")
     for row in results:
-        print(
-            f"{row['client']:8}{row['server']:8}{row['streams']:>8}{row['mb_per_s']:>9}{row['cpu_s_per_gb']:>10}"
-        )
+        (slow, fast), (least, most) = row["mb_range"], row["cpu_range"]
+        rates = f"{row['mb_per_s']:>9} {f'({slow}-{fast})':15}"
+        who = f"{row['client']:8}{row['server']:8}{row['streams']:>8}"
+        print(f"{who}{rates}{row['cpu_s_per_gb']:>8} ({least}-{most})")
     print("a datagram of noise costs the listener:", ", ".join(f"{k} {v} ns" for k, v in noise_ns.items()))
     return 0
 

@@ -78,6 +78,19 @@ def test_bulk_data_goes_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
     assert came[0] + went[0] < 10
 
 
+@short_way
+@pytest.mark.parametrize("who", ["client", "server"])
+def test_a_peer_that_takes_another_of_our_connection_ids(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As quic-go does after the handshake."""
+    pair = connected()
+    getattr(pair, who)._quic.change_connection_id()
+    pair.client.ping(1)
+    pair.turn()
+    came = counted(monkeypatch, "receive_datagram")
+    send(pair, os.urandom(1 << 20))
+    assert came[0] < 10
+
+
 def test_without_libcrypto_it_goes_the_long_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quic_incoming, "available", lambda: False)
     pair = connected()

@@ -162,7 +162,7 @@ class Incoming(QuicConnection):
 
     def _receive_run(self, datagrams: Sequence[bytes], first: int, now: float) -> int:
         """Take datagrams from `first` on, up to one that is not for here; returns how many."""
-        space, keys, cid = self._space, self._in.keys, self.host_cid
+        space, keys, cid = self._space, self._in.keys, self._cid_of(datagrams[first])
         assert keys is not None
         came: dict[int, list[bytes]] = {}
         at = first
@@ -177,7 +177,7 @@ class Incoming(QuicConnection):
                 space.expected_packet_number = number + 1
             try:
                 if pieces is None:
-                    eliciting, _ = self._payload_received(self._context(now), cast(bytes, payload))
+                    eliciting, _ = self._payload_received(self._context(cid, now), cast(bytes, payload))
                 else:
                     if acked is not None:
                         self._check_sent(acked[-1][1] - 1)
@@ -213,6 +213,14 @@ class Incoming(QuicConnection):
             self.on_events()
         return at - first
 
+    def _cid_of(self, data: bytes) -> bytes:
+        """The id that packets may come to: any of a client's own; a server follows its peer's choice."""
+        if self._is_client:
+            cid = data[1 : 1 + len(self.host_cid)]
+            if any(cid == ours.cid for ours in self._host_cids):
+                return cid
+        return self.host_cid
+
     def _check_sent(self, largest: int) -> None:
         """RFC 9000, 13.1: an acknowledgement of what was never sent is a lie."""
         if largest >= self._packet_number:
@@ -220,10 +228,10 @@ class Incoming(QuicConnection):
                 QuicErrorCode.PROTOCOL_VIOLATION, QuicFrameType.ACK, f"packet {largest} was never sent"
             )
 
-    def _context(self, now: float) -> QuicReceiveContext:
+    def _context(self, cid: bytes, now: float) -> QuicReceiveContext:
         return QuicReceiveContext(
             epoch=ONE_RTT,
-            host_cid=self.host_cid,
+            host_cid=cid,
             network_path=self._network_paths[0],
             quic_logger_frames=None,
             time=now,
@@ -259,4 +267,6 @@ class Incoming(QuicConnection):
         frame.push_bytes(data)
         frame.seek(0)
         with contextlib.suppress(StreamFinishedError):
-            self._handle_stream_frame(self._context(now), QuicFrameType.STREAM_BASE | 6 | fin, frame)
+            self._handle_stream_frame(
+                self._context(self.host_cid, now), QuicFrameType.STREAM_BASE | 6 | fin, frame
+            )
