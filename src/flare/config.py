@@ -232,6 +232,10 @@ class PortMappingConfig:
     max_listeners: int = 16  # mapped on one router: defends its table
     other_ports: int = 8  # ports tried by chance when the wanted one is taken (UPnP)
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.lifetime <= 604_800:
+            raise UsageError(f"a mapping for {self.lifetime:g} s: routers give from 1 s to a week")
+
 
 @dataclass(frozen=True, slots=True)
 class HostLimits:

@@ -32,6 +32,7 @@ class Protocol:
         self.lifetime = lifetime
         self.external: IpAddress = ip_address("102.1.0.1")
         self.outside: IpAddress | None = None
+        self.gives_more = True
         self.failing: dict[str, Failure] = {}
         self.done: list[tuple[float, str]] = []
         self.table: dict[Multiaddr, int] = {}
@@ -52,6 +53,8 @@ class Protocol:
 
     async def renew(self, lease: Lease) -> Lease:
         await self._step("renew")
+        if not self.gives_more:
+            return lease
         return self._lease(lease.listener, lease.port)
 
     async def check(self, lease: Lease) -> Lease:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from flare.config import PortMappingConfig
-from flare.errors import DecodeError, NetworkError, PortMappingRefused, TimedOut
+from flare.errors import DecodeError, NetworkError, PortMappingRefused, TimedOut, UsageError
 from flare.nat.port_mapping import ask as asking
 from flare.nat.port_mapping.ask import ask, doubling
 from flare.nat.port_mapping.nat_pmp import NatPmp
@@ -143,6 +143,15 @@ class TestABadRouter:
                 await protocol.map(TCP, 4001)
 
     @aio
+    async def test_a_router_that_tells_no_address_is_asked_for_no_port(self) -> None:
+        async with meeting(NatPmp) as (router, protocol, _):
+            good = router.nat_pmp
+            router.nat_pmp = lambda data: bytes([0, 128, 0, 3]) + bytes(8) if len(data) == 2 else good(data)
+            with pytest.raises(PortMappingRefused, match="network failure"):
+                await protocol.map(TCP, 4001)
+            assert not router.table
+
+    @aio
     async def test_another_ports_mapping_is_passed_over(self) -> None:
         async with meeting(NatPmp, QUICK) as (router, protocol, _):
             router.nat_pmp = lambda data: struct.pack("!BBHIHHI", 0, 130, 0, 1, 4002, 4002, 7200)
@@ -263,3 +272,14 @@ class TestAsking:
         assert asking.socket_address(ip_address("fe80::1"), 5351, 7) == ("fe80::1", 5351, 0, 7)
         assert asking.socket_address(ip_address("2a00::1"), 5351, 7) == ("2a00::1", 5351, 0, 0)
         assert replace(ROUTE, interface=9).interface == 9
+
+
+@pytest.mark.parametrize("lifetime", [1.0, 604_800.0])
+def test_the_lifetimes_that_can_be_asked_for(lifetime: float) -> None:
+    assert PortMappingConfig(lifetime=lifetime).lifetime == lifetime
+
+
+@pytest.mark.parametrize("lifetime", [0.0, 0.9, 604_801.0, float("inf"), float("nan")])
+def test_and_those_that_cannot(lifetime: float) -> None:
+    with pytest.raises(UsageError, match="to a week"):
+        PortMappingConfig(lifetime=lifetime)

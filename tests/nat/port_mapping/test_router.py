@@ -165,6 +165,14 @@ class TestHolding:
         assert len(protocol.times("renew")) == 1
 
     @simulated
+    async def test_a_renewal_that_gives_no_more_time_is_repeated_at_half_of_the_rest(self) -> None:
+        protocol = Protocol(lifetime=800.0)
+        protocol.gives_more = False
+        async with Bench(protocol, verify=1e6):
+            await asyncio.sleep(760)
+        assert [round(at) for at in protocol.times("renew")] == [400, 600, 700, 750]
+
+    @simulated
     async def test_it_is_looked_at_in_between(self) -> None:
         protocol = Protocol(lifetime=2000.0)
         async with Bench(protocol) as bench:

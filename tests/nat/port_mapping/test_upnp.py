@@ -107,6 +107,19 @@ class TestAGoodRouter:
                 await upnp.map(TCP, 4001)
             assert refused.value.code == 718
             assert router.asked.count("AddPortMapping") == 4
+            assert not router.table
+
+    @aio
+    async def test_718_what_an_earlier_run_left_is_taken_up(self) -> None:
+        async with meeting() as (router, upnp):
+            router.table["tcp", 4001] = (str(HOST), 4001)
+            router.actions["AddPortMapping"] = lambda arguments: fault(718)  # even for who has it
+            await upnp.probe()
+            lease = await upnp.map(TCP, 4001)
+            assert lease.port == 4001
+            assert (await upnp.renew(lease)).port == 4001
+            await upnp.unmap(lease)
+            assert not router.table
 
     @pytest.mark.parametrize("service", [WANIP1, WANIP2])
     @aio
@@ -224,6 +237,15 @@ class TestReVerified:
             await upnp.probe()
             with pytest.raises(MappingGone):
                 await upnp.map(TCP, 4001)
+
+    @aio
+    async def test_a_mapping_that_could_not_be_looked_at_does_not_stay(self) -> None:
+        async with meeting() as (router, upnp):
+            await upnp.probe()
+            router.actions["GetExternalIPAddress"] = lambda arguments: http_answer(200, "rubbish")
+            with pytest.raises(DecodeError):
+                await upnp.map(TCP, 4001)
+            assert not router.table
 
     @aio
     async def test_one_that_cannot_tell_is_believed(self) -> None:

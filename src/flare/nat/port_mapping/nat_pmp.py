@@ -38,11 +38,11 @@ class NatPmp:
 
     async def map(self, listener: Multiaddr, port: int) -> Lease:
         """Have a port forwarded."""
+        external = await self._external(_ip(listener), self._waits())  # first: nothing stays if it fails
         answer = await self._ask(listener, port, round(self._config.lifetime))
         if not answer.lifetime or not answer.external_port:
             raise PortMappingRefused("NAT-PMP: the router gives a port for no time", code=0)
         granted = asyncio.get_running_loop().time()
-        external = await self._external(_ip(listener), self._waits())
         return Lease(self.name, listener, external, answer.external_port, answer.lifetime, granted)
 
     async def renew(self, lease: Lease) -> Lease:

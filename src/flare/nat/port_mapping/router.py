@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
 from typing import TypeVar
 
 from flare.config import PortMappingConfig
@@ -169,7 +170,7 @@ class Router:
             self._on_change()
         return True
 
-    async def _speakers(self) -> AsyncIterator[Mapper]:
+    async def _speakers(self) -> AsyncGenerator[Mapper, None]:
         """The protocols that the router speaks, the best first, then those found out later."""
         told: set[Mapper] = set()
         while True:
@@ -230,13 +231,14 @@ class Router:
     async def _map(self, listener: Multiaddr) -> tuple[Mapper, Lease]:
         refusals: list[str] = []
         lasting = 0.0
-        async for mapper in self._speakers():
-            try:
-                return mapper, await self._ask(mapper, listener)
-            except FAILURES as error:
-                refusals.append(_told(mapper, error))
-                if isinstance(error, PortMappingRefused):
-                    lasting = max(lasting, error.lasting)
+        async with aclosing(self._speakers()) as speakers:
+            async for mapper in speakers:
+                try:
+                    return mapper, await self._ask(mapper, listener)
+                except FAILURES as error:
+                    refusals.append(_told(mapper, error))
+                    if isinstance(error, PortMappingRefused):
+                        lasting = max(lasting, error.lasting)
         raise PortMappingRefused("; ".join(refusals) or "nobody answers", code=0, lasting=lasting)
 
     async def _ask(self, mapper: Mapper, listener: Multiaddr) -> Lease:
@@ -289,7 +291,7 @@ class Router:
                     return _told(mapper, error)
                 continue
             failures = 0
-            if fresh.granted != lease.granted or fresh.lifetime < lease.lifetime:
+            if due or fresh.granted != lease.granted or fresh.lifetime < lease.lifetime:
                 renewal = self._renewal(fresh)
             if fresh.addr != lease.addr:
                 self._lose(lease.listener, f"the router forwards {fresh.addr} in its place now")
@@ -298,10 +300,18 @@ class Router:
             lease = self.leases[lease.listener] = fresh
 
     def _renewal(self, lease: Lease) -> float:
-        """When to renew: at half life, give or take some, on the loop's clock (RFC 6887, 11.2.1)."""
+        """When to renew: at half life, give or take some, on the loop's clock (RFC 6887, 11.2.1).
+
+        When that is over already, since a renewal gave no more time, at half of what is left.
+        """
         config = self._config
-        wait = lease.lifetime / 2 * self._uniform(1 - config.jitter, 1)
-        return lease.granted + max(config.renew_at_least, min(wait, config.renew_at_most))
+        now = self._loop.time()
+        at = lease.granted + min(
+            lease.lifetime / 2 * self._uniform(1 - config.jitter, 1), config.renew_at_most
+        )
+        if at <= now:
+            at = now + min((lease.expires - now) / 2, config.renew_at_most)
+        return max(at, now + config.renew_at_least)
 
     async def _rest(self, seconds: float) -> None:
         """Wait, or until there is news of the router."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -72,13 +73,20 @@ class Upnp:
         lease = Lease(
             f"{self.name} IGD {self._service.version}", listener, IPv4Address(0), reserved, lifetime, granted
         )
-        return await self.check(lease)  # the router may say yes and do nothing
+        try:
+            return await self.check(lease)  # the router may say yes and do nothing
+        except MappingGone:
+            raise
+        except (FlareError, OSError):  # nobody will hold this lease: nothing is to stay
+            with contextlib.suppress(FlareError, OSError):
+                await self.unmap(lease)
+            raise
 
     async def renew(self, lease: Lease) -> Lease:
         """Ask again for what we have, and look whether it is there."""
         fault = await self._add(lease.listener, lease.port)
         if fault is not None and fault.code in TAKEN:
-            raise MappingGone(f"UPnP: {fault.sentence}")
+            return await self.check(lease)  # by ours, perhaps, which the router takes for a conflict
         if fault is not None:
             raise _refused(fault)
         lifetime = PERMANENT if self._permanent else self._config.lifetime
@@ -88,7 +96,7 @@ class Upnp:
     async def check(self, lease: Lease) -> Lease:
         """Look whether the mapping is there and ours, and what the router's address is."""
         listener = lease.listener
-        told = await self._call("GetSpecificPortMappingEntry", _key(lease))
+        told = await self._call("GetSpecificPortMappingEntry", _key(listener, lease.port))
         if isinstance(told, upnp.Fault):
             if told.code == upnp.NO_SUCH_ENTRY:
                 raise MappingGone("UPnP: the router has no such mapping any more")
@@ -108,7 +116,7 @@ class Upnp:
 
     async def unmap(self, lease: Lease) -> None:
         """Give it back; that it is gone already is fine."""
-        told = await self._call("DeletePortMapping", _key(lease))
+        told = await self._call("DeletePortMapping", _key(lease.listener, lease.port))
         if isinstance(told, upnp.Fault) and told.code != upnp.NO_SUCH_ENTRY:
             raise _refused(told)
 
@@ -162,12 +170,20 @@ class Upnp:
         last = upnp.Fault(0, "no port to ask for")
         for port in ports:
             fault = await self._add(listener, port)
-            if fault is None:
+            if fault is None or (fault.code in TAKEN and await self._is_ours(listener, port)):
                 return port
             last = fault
             if fault.code not in (*TAKEN, upnp.SAME_PORTS_REQUIRED):
                 break
         raise _refused(last)
+
+    async def _is_ours(self, listener: Multiaddr, port: int) -> bool:
+        """Whether it is taken by what an earlier run of ours has left there."""
+        told = await self._call("GetSpecificPortMappingEntry", _key(listener, port))
+        if isinstance(told, upnp.Fault):
+            return False
+        entry = upnp.entry(told)
+        return (entry.client, entry.port) == (str(listener.ip), listener.port)
 
     async def _add(self, listener: Multiaddr, port: int) -> upnp.Fault | None:
         told = await self._call("AddPortMapping", self._arguments(listener, port))
@@ -259,9 +275,9 @@ def _refused(fault: upnp.Fault) -> PortMappingRefused:
     return PortMappingRefused(f"UPnP: {fault.sentence} (error {fault.code})", code=fault.code)
 
 
-def _key(lease: Lease) -> dict[str, object]:
-    protocol = transport_of(lease.listener).upper()
-    return {"NewRemoteHost": "", "NewExternalPort": lease.port, "NewProtocol": protocol}
+def _key(listener: Multiaddr, port: int) -> dict[str, object]:
+    protocol = transport_of(listener).upper()
+    return {"NewRemoteHost": "", "NewExternalPort": port, "NewProtocol": protocol}
 
 
 def _gateway(route: Route) -> IpAddress:
