@@ -329,3 +329,22 @@ async def test_a_relay_of_our_own_that_says_yes_to_everybody_proves_nothing() ->
             assert found.state == "private"
             words = [word for v in nat.verdicts if v.addr == nowhere for word in v.words]
             assert liar.peer_id not in {word.server for word in words}
+
+
+@aio
+async def test_ipv6_has_behaviours_of_its_own() -> None:
+    listen = ["/ip6/::1/udp/0/quic-v1", "/ip6/::1/tcp/0"]
+    async with (
+        host(listen=listen, is_public=public) as server,
+        flare.AutoNat(server),
+        host(listen=listen, is_public=public, relays=[server.full_addrs[0]]) as client,
+    ):
+        seen = Seen(client)
+        # one machine: the server's network is our own, whose word counts for nothing, but it sees us
+        async with flare.AutoNat(client, serve=False) as nat:
+            for transport in ("tcp6", "udp6"):
+                await seen.first(NatBehaviourChanged, lambda event, name=transport: event.transport == name)
+                assert nat.behaviours[transport].mapping is Mapping.NONE
+                assert nat.behaviours[transport].filtering is Filtering.ENDPOINT_INDEPENDENT
+            assert nat.behaviours["udp"].mapping is Mapping.UNKNOWN
+            assert {verdict.state for verdict in nat.verdicts} == {Reachable.UNKNOWN}

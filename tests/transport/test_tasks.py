@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from flare.transport.tasks import Tasks
+from flare.transport.tasks import Tasks, to_the_end
 from tests.support.aio import aio
 
 
@@ -63,3 +63,31 @@ class TestTasks:
             await asyncio.wait([tasks.start(work(), "the one that fails")])
             await asyncio.sleep(0)
         assert "the one that fails" in caplog.text
+
+
+class TestToTheEnd:
+    @aio
+    async def test_who_is_cancelled_while_cleaning_up_has_cleaned_up(self) -> None:
+        steps: list[str] = []
+        begun = asyncio.Event()
+
+        async def clean_up() -> None:
+            steps.append("begun")
+            begun.set()
+            await asyncio.sleep(0.01)
+            steps.append("done")
+
+        async def work() -> None:
+            try:
+                await asyncio.sleep(1000)
+            finally:
+                await to_the_end(clean_up())
+
+        task = asyncio.get_running_loop().create_task(work())
+        await asyncio.sleep(0)
+        task.cancel()
+        await begun.wait()
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert steps == ["begun", "done"]

@@ -38,6 +38,7 @@ from flare.transport.connection import Connection, StreamHandlers
 from flare.transport.quic import QuicListener, QuicTransport
 from flare.transport.quic_session import QuicSession
 from flare.transport.stream import Stream
+from flare.transport.tasks import to_the_end
 from flare.wire.multiaddr import Multiaddr
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ class LifetimeProbe:
             logger.debug("a sample of the NAT's lifetime came to nothing: %s", error)
             return []
         finally:
-            await transport.close()
+            await to_the_end(transport.close())
 
     async def _settle(self, transport: QuicTransport, pings: int) -> tuple[Stream, QuicSession]:
         """A connection that was used for a while, in the end for so many `pings`, and their stream."""

@@ -34,6 +34,7 @@ from flare.nat.vantage import Vantage, endpoint
 from flare.protocols import identify
 from flare.protocols.autonat import DIAL_BACK_PROTOCOL
 from flare.transport.connection import Connection, StreamHandlers
+from flare.transport.tasks import to_the_end
 from flare.wire.multiaddr import Multiaddr
 from flare.wire.multiaddr import is_public as addr_is_public
 
@@ -150,10 +151,13 @@ class NatProbe:
         except OSError:
             return  # no port to be had
         finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-            await asyncio.gather(*(used.close() for used in self._used), return_exceptions=True)
+            await to_the_end(self._close())
+
+    async def _close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(used.close() for used in self._used), return_exceptions=True)
 
     # What is judged
 
