@@ -88,6 +88,18 @@ class TestRace:
         tcp.made.closed = True
         assert await racing is quic.made
 
+    @pytest.mark.parametrize("role", [CLIENT, SERVER])
+    @aio
+    async def test_what_the_server_did_not_choose_is_kept_for_its_client(self, role: str) -> None:
+        """Which may have chosen that."""
+        left: list[Any] = []
+        tcp, quic = Fake("tcp", 0), Fake("quic", 0)
+        punch = PunchRace(tcp, quic, left_over=left.append)  # type: ignore[arg-type]
+        kept: Any = await punch(ALICE.peer_id, (TCP, QUIC), 0, role=role, rtt_ns=MS)
+        other = quic.made if kept is tcp.made else tcp.made
+        assert left == ([] if role == CLIENT else [other])
+        assert other.closed is (role == CLIENT)
+
     @aio
     async def test_one_that_fails_does_not_end_it(self) -> None:
         tcp, quic = Fake("tcp", 0.05), Fake("quic", 0, fails=True)

@@ -25,7 +25,7 @@ from flare.transport.connection import Connection
 from flare.transport.udp import udp_socket
 from flare.wire.keys import Identity
 from flare.wire.multiaddr import Multiaddr
-from tests.support.aio import aio
+from tests.support.aio import aio, eventually
 from tests.support.linked import ALICE, BOB
 from tests.support.quic_nodes import QuicNode
 
@@ -178,6 +178,28 @@ class TestQuicPunch:
             near = await a.quic.dial(b.addr, expected_peer=b.peer_id)
             assert (await punching).remote_peer == a.peer_id
             assert not near.closed
+
+    @pytest.mark.parametrize("cancelled", [True, False])
+    @aio
+    async def test_what_a_server_does_not_choose_is_for_its_client_to_choose(self, cancelled: bool) -> None:
+        left: list[Connection] = []
+        async with QuicNode() as a, QuicNode() as b:
+            punch = QuicPunch(b.quic, left_over=left.append)
+            punching = asyncio.ensure_future(
+                punch(a.peer_id, [bare(a)], time.monotonic_ns(), role=SERVER, rtt_ns=1000 * MS)
+            )
+            await asyncio.sleep(0.05)
+            both = [await a.quic.dial(b.addr, expected_peer=b.peer_id) for _ in range(2)]
+            await eventually(lambda: len(b.quic.connections) == 2)
+            if cancelled:
+                punching.cancel()
+                await asyncio.wait([punching])
+                assert len(left) == 2
+            else:
+                kept = await punching
+                assert len(left) == 1
+                assert left[0] is not kept
+            assert not any(connection.closed for connection in (*both, *left))
 
     @aio
     async def test_somebody_else_at_the_address(self) -> None:

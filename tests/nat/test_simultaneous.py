@@ -286,6 +286,23 @@ class TestTwoConnections:
             assert all(connection.closed for connection in tcp.connections)
 
     @aio
+    async def test_or_leaves_what_there_is_to_who_takes_that(self) -> None:
+        """Its client may have chosen it."""
+        left: list[Any] = []
+        with punching("socket") as (punch, tcp, _):
+            punch.left_over = left.append
+            tcp.secure = [0.05, 30.0]
+            running = asyncio.create_task(run(punch))
+            await eventually(lambda: tcp.expected)
+            tcp.accept(tcp_end())
+            await eventually(lambda: tcp.connections)
+            running.cancel()
+            await asyncio.wait([running])
+            assert left == [connection for connection in tcp.connections if not connection.closed]
+            assert len(left) == 1
+            left[0].abort("the test is over")
+
+    @aio
     async def test_the_server_waits_for_nobody_when_there_was_one_socket(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:

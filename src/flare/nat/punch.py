@@ -124,15 +124,22 @@ class HolePuncher:
                 tcp,
                 timeouts=self._config.timeouts,
                 max_active=self._config.punch.max_active,
+                left_over=on_connection,
                 clock_ns=clock_ns,
             )
             quic_punch = (
-                QuicPunch(quic, timeouts=self._config.timeouts, limits=self._config.punch, clock_ns=clock_ns)
+                QuicPunch(
+                    quic,
+                    timeouts=self._config.timeouts,
+                    limits=self._config.punch,
+                    left_over=on_connection,
+                    clock_ns=clock_ns,
+                )
                 if quic is not None
                 else None
             )
             knock = quic_punch.knock if quic_punch is not None else None
-            punch = self._own_punch = PunchRace(tcp_punch, quic_punch, knock=knock)
+            punch = self._own_punch = PunchRace(tcp_punch, quic_punch, knock=knock, left_over=on_connection)
         self._raw_punch = punch
         self._own_addrs = own_addrs
         self._peer_addrs = peer_addrs

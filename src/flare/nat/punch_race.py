@@ -23,7 +23,8 @@ Punching = Callable[..., Awaitable["Connection"]]
 class PunchRace:
     """Both transports at once: the first good connection wins, the other is given up.
 
-    `knock` opens our NAT for QUIC (QuicPunch.knock).
+    `knock` opens our NAT for QUIC (QuicPunch.knock). A server gives `left_over` what it did not choose and
+    its client left open: the client may have chosen that.
     """
 
     def __init__(
@@ -32,10 +33,12 @@ class PunchRace:
         quic: Punching | None,
         *,
         knock: Callable[[Sequence[Multiaddr]], None] | None = None,
+        left_over: Callable[[Connection], None] | None = None,
     ) -> None:
         self._tcp = tcp
         self._quic = quic
         self._knock = knock
+        self._left_over = left_over
 
     @property
     def transports(self) -> frozenset[str]:
@@ -111,9 +114,8 @@ class PunchRace:
         finally:
             await self._give_up(started, up, client=role == CLIENT)
 
-    @staticmethod
     async def _give_up(
-        started: Sequence[asyncio.Future[Connection]], up: Sequence[Connection], *, client: bool
+        self, started: Sequence[asyncio.Future[Connection]], up: Sequence[Connection], *, client: bool
     ) -> None:
         for task in started:
             task.cancel()
@@ -123,5 +125,9 @@ class PunchRace:
         kept = still_open[0] if still_open else None
         for task in started:
             connection = task.result() if not task.cancelled() and task.exception() is None else None
-            if client and connection is not None and connection is not kept:
+            if connection is None or connection is kept or connection.closed:
+                continue
+            if client:
                 connection.abort("the hole punch over the other transport was faster")
+            elif self._left_over is not None:
+                self._left_over(connection)

@@ -76,7 +76,7 @@ class PunchQuic(Protocol):
 
 
 class QuicPunch:
-    """Punches over `quic`."""
+    """Punches over `quic`. `left_over` is as for PunchRace."""
 
     def __init__(
         self,
@@ -84,12 +84,14 @@ class QuicPunch:
         *,
         timeouts: Timeouts | None = None,
         limits: PunchConfig | None = None,
+        left_over: Callable[[Connection], None] | None = None,
         clock_ns: Callable[[], int] = time.monotonic_ns,
         chance: random.Random | None = None,
     ) -> None:
         self.quic = quic
         self.timeouts = timeouts or Timeouts()
         self.limits = limits or PunchConfig()
+        self.left_over = left_over
         self.budget = ProbeBudget(self.limits)
         self.sockets = Sockets(self.limits.max_sockets)
         self.clock_ns = clock_ns
@@ -200,8 +202,12 @@ class _Race:
         if self._tasks:
             await asyncio.wait(self._tasks)
         for surplus in self._up:
-            if surplus is not self._kept and not surplus.closed and (self._client or self._kept is None):
+            if surplus is self._kept or surplus.closed:
+                continue
+            if self._client or (self._punch.left_over is None and self._kept is None):
                 surplus.abort("another connection of the same hole punch was kept, or none")
+            elif self._punch.left_over is not None:
+                self._punch.left_over(surplus)
         for found in self._found:
             self._punch.quic.let_go(found)
 

@@ -58,7 +58,7 @@ class PunchTransport(Protocol):
 
 
 class TcpPunch:
-    """Punches over `tcp`. `core` is flare._core.punch.punch."""
+    """Punches over `tcp`. `core` is flare._core.punch.punch, `left_over` as for PunchRace."""
 
     def __init__(
         self,
@@ -67,11 +67,13 @@ class TcpPunch:
         core: Callable[..., Any] | None = None,
         timeouts: Timeouts | None = None,
         max_active: int = 64,
+        left_over: Callable[[Connection], None] | None = None,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.tcp = tcp
         self.core: Callable[..., Any] = core or core_punch
         self.timeouts = timeouts or Timeouts()
+        self.left_over = left_over
         self.clock_ns = clock_ns
         self._early: dict[PeerId, _Early] = {}
         self._threads = ThreadPoolExecutor(2 * max_active, thread_name_prefix="flare-punch")
@@ -207,7 +209,7 @@ class _Race:
     async def stop(self) -> None:
         """Leave nothing behind: no thread, no socket, no connection but the one that is kept.
 
-        A server that keeps one leaves the others to its client, which chooses.
+        A server leaves the others to its client, which chooses.
         """
         self._stopping = True
         os.write(self._cancel_write, b"x")
@@ -221,8 +223,12 @@ class _Race:
             os.close(self._cancel_write)
             os.close(self._cancel_read)
         for surplus in self._secured:
-            if surplus is not self.kept and not surplus.closed and (self._client or self.kept is None):
+            if surplus is self.kept or surplus.closed:
+                continue
+            if self._client or (self._punch.left_over is None and self.kept is None):
                 surplus.abort("another connection of the same hole punch was kept, or none")
+            elif self._punch.left_over is not None:
+                self._punch.left_over(surplus)
 
     def _connect(self, addrs: Sequence[Multiaddr]) -> None:
         """Start the threads, one for each IP version."""
