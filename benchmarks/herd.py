@@ -24,6 +24,8 @@ SCENARIOS = {
     "three relays, one held; it drains for 25 s": Scenario(relays=3, wanted=1, drain=25),
     "its machine dies silently for 30 s": Scenario(relays=1, wanted=1, down=30, silent=True),
     "its clients are four at each of 250 addresses": Scenario(relays=1, wanted=1, sites=250),
+    "its clients are 50 at each of 20 addresses": Scenario(relays=1, wanted=1, sites=20),
+    "its clients are 250 at each of 4 addresses": Scenario(relays=1, wanted=1, sites=4),
     "one relay, back at once, if the first wait were 1 s": Scenario(
         relays=1, wanted=1, down=0, first_wait=1.0
     ),
