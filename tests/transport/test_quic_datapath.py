@@ -186,6 +186,24 @@ def test_what_the_pacer_holds_back_is_not_forgotten() -> None:
     assert pair.here.pongs == [7]
 
 
+@pytest.mark.parametrize("size", [0, 1, 1100, 1150, 5000])
+def test_ends_behind_the_data_of_another_stream(size: int) -> None:
+    pair = connected()
+    first, second, third = (pair.client.open_stream() for _ in range(3))
+    for stream in (second, third):
+        pair.client.write(stream, b"begun")
+    pair.turn()
+    pair.client.write(first, bytes(100_000))
+    for stream in (second, third):
+        pair.client.write(stream, bytes(size))
+        pair.client.finish(stream)
+    pair.client.finish(first)
+    for _ in range(20):
+        pair.turn()
+    assert pair.there.ended == {first, second, third}
+    assert pair.there.received == {first: 100_000, second: 5 + size, third: 5 + size}
+
+
 def test_pings_are_answered() -> None:
     pair = connected()
     pair.client.ping(77)

@@ -255,6 +255,10 @@ class DataPath(Incoming):
         if piece is None:
             return 0
         start, stop = piece
+        if stop == sender._buffer_fin:
+            stop -= 1  # the packet with the end of the stream says so
+        if stop <= start:
+            return 0
         run = keys.seal_run(
             cid,
             self._packet_number,
@@ -262,7 +266,7 @@ class DataPath(Incoming):
             start,
             sender._buffer,
             start - sender._buffer_start,
-            stop - start - (stop == sender._buffer_fin),  # the packet with the end says so
+            stop - start,
             room,
             most,
         )
