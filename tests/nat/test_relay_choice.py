@@ -284,6 +284,20 @@ class TestLoss:
         made.decide(0)
         assert known(made, A).rest_until == rest
 
+    @pytest.mark.parametrize(
+        ("trouble", "tried"),
+        [(Trouble.UNREACHABLE, True), (Trouble.REFUSED, False), (Trouble.USELESS, False)],
+    )
+    def test_a_change_of_our_own_network_ends_the_rest_of_who_was_not_reached(
+        self, trouble: Trouble, tried: bool
+    ) -> None:
+        made = offered(A, trusted=False)
+        made.decide(0)
+        made.failed(A, trouble, 0)
+        assert made.decide(1).attempt == ()
+        made.hurry(2)
+        assert made.decide(2).attempt == ((A,) if tried else ())
+
     def test_a_change_of_our_own_network_ends_all_waits(self) -> None:
         made = offered(A, B, C, config=AutoRelayConfig(wanted=1))
         settled(made, [(A, 0.1), (B, 0.2), (C, 0.3)])

@@ -72,7 +72,8 @@ class Candidate:
     latest: float = 0.0  # the last measurement
     measured_at: float = 0.0
     limit: Limit | None = None
-    failures: int = 0  # in a row
+    failures: int = 0  # in a row,
+    trouble: Trouble | None = None  # ... and what the last one was
     rest_until: float = 0.0
     leaving: Leaving | None = None
     slow_since: float | None = None

@@ -222,12 +222,13 @@ class RelayChoice:
             self._look_from = now if why is Leaving.SLOW else now + self._uniform(0, self.config.spread)
 
     def hurry(self, now: float) -> None:
-        """Our own network has changed: what failed may work now, and no herd comes of trying it."""
+        """Our own network has changed: who was not reached may be now; no herd comes of trying."""
         self._look_from = min(self._look_from, now)
         self._ask_at = min(self._ask_at, now)
         self._ask_wait = self.config.ask_every
         for candidate in self._candidates.values():
-            candidate.rest_until = min(candidate.rest_until, now)
+            if candidate.trouble is Trouble.UNREACHABLE:
+                candidate.rest_until = min(candidate.rest_until, now)
 
     def stopped(self, now: float) -> list[Candidate]:
         """No relay is wanted any more; returns those that are kept or asked for a place."""
@@ -378,6 +379,7 @@ class RelayChoice:
     def _fail(self, candidate: Candidate, trouble: Trouble, now: float) -> None:
         config = self.config
         candidate.count_failure(now)
+        candidate.trouble = trouble
         first = {
             Trouble.UNREACHABLE: config.rest_first,
             Trouble.REFUSED: config.rest_refused,
