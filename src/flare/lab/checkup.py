@@ -19,7 +19,10 @@ PORTS: Final = ("tcp/4001", "udp/4001/quic-v1", "tcp/4002", "udp/4002/quic-v1")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One check-up. `options` come behind the command; it gets `timeout` seconds in all."""
+    """One check-up. `options` come behind the command, which gets `timeout` seconds in all.
+
+    `relay_command` is a template: {flare} and {listen} are filled in.
+    """
 
     kind: str
     make: Make = "user"
@@ -28,6 +31,7 @@ class Plan:
     options: str = ""
     timeout: float = 60.0
     seed: int = 0
+    relay_command: str = RELAY
     upnpd: bool = False  # miniupnpd runs on its router, which must be the kernel's
 
 
@@ -60,7 +64,7 @@ def _check(plan: Plan, lab: Lab, stage: Stage, names: list[str]) -> Checkup:
     relays = []
     for name in names:
         listen = " --listen ".join(f"/ip4/{lab.hosts[name].public}/{port}" for port in PORTS)
-        relays.append(stage.start(name, RELAY, listen=listen))
+        relays.append(stage.start(name, plan.relay_command, listen=listen))
     told = [stage.wait(relay, "listening", "start to listen")["addrs"] for relay in relays]
     addrs = [next(str(addr) for addr in some if "/tcp/4001/" in addr) for some in told]
     host = stage.start("host", f"{CHECK} {plan.options}", relays=" --relay ".join(addrs))

@@ -95,7 +95,6 @@ class _Progress:
     def __init__(self, *, quiet: bool) -> None:
         self._shown = not quiet and sys.stderr.isatty()
         self._began = time.monotonic()
-        self._relays = 0
         self._doing = "asking the relays"
         self._ticking: asyncio.Task[None] | None = None
 
