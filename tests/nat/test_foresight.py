@@ -14,7 +14,7 @@ from flare.errors import NetworkError
 from flare.events import AddressesChanged, NatBehaviourChanged
 from flare.nat.behaviour import Sight
 from flare.nat.birthday import Search
-from flare.nat.foresight import AGAIN, FAR, PATIENCE, SAMPLES, Foresight, Plan
+from flare.nat.foresight import AGAIN, FAR, FRESH, PATIENCE, SAMPLES, Foresight, Plan
 from flare.nat.observed import Mapping
 from flare.nat.prediction import AHEAD, SEQUENCE, WINDOW, Part, Tellable
 from flare.wire.messages import PunchHint
@@ -102,6 +102,7 @@ class TestLooking:
         seen = foresight(nat)
         seen.met(relay_connection())
         await seen.ready()
+        await asyncio.sleep(FRESH)
         nat.next += 500  # others' flows
         await seen.ready()
         assert nat.looks[-1] == (("quic-v1", "tcp"), 1)
@@ -115,8 +116,10 @@ class TestLooking:
         seen.met(relay_connection())
         await seen.ready()
         nat.next += moved - 1
+        await asyncio.sleep(FRESH)
         await seen.ready()
         assert bool(seen.addrs) is believed
+        await asyncio.sleep(FRESH)
         await seen.ready()
         assert nat.looks[-1][1] == (1 if believed else SAMPLES)
         assert seen.addrs
@@ -135,6 +138,31 @@ class TestLooking:
         seen.refresh()
         await seen.ready()
         assert len(nat.looks) == 4, "a network changes"
+
+    @simulated
+    async def test_many_punches_at_once_take_one_look(self) -> None:
+        nat = Nat()
+        seen = foresight(nat, addrs_of=lambda peer: (AT_RELAY,))
+        seen.met(relay_connection())
+        await seen.ready()
+        await asyncio.sleep(FRESH)
+        await asyncio.gather(*(seen.ready() for _ in range(20)))
+        assert [samples for _, samples in nat.looks] == [SAMPLES, 1]
+        await seen.ready()
+        assert len(nat.looks) == 2, "that is not long ago"
+
+    @simulated
+    async def test_a_transport_that_only_the_next_relay_has(self) -> None:
+        nat, told = Nat(), [AT_RELAY]
+        seen = foresight(nat, addrs_of=lambda peer: told)
+        seen.met(relay_connection())
+        await seen.ready()
+        told.append(AT_RELAY_TCP)
+        await asyncio.sleep(FRESH)
+        seen.met(relay_connection())
+        await seen.ready()
+        assert nat.looks[-1] == (("quic-v1", "tcp"), 1)
+        assert {addr.transport for addr in seen.addrs} == {"quic-v1"}, "of the other one sight is not enough"
 
     @simulated
     async def test_in_another_network_it_looks_anew(self) -> None:

@@ -42,6 +42,7 @@ log = logging.getLogger("flare.nat.foresight")
 SAMPLES: Final = 3  # fresh ports that show whether a NAT counts
 PATIENCE: Final = 1.0  # seconds that a punch waits for a look
 FAR: Final = 4096  # ports between two looks at most: else it is another NAT, or the sequence began again
+FRESH: Final = 0.5  # seconds for which one look does for every punch: defends relays
 AGAIN: Final = 60.0  # seconds after which a NAT that was found not to count is looked at again
 TRANSPORTS: Final = ("quic-v1", "tcp")
 
@@ -171,12 +172,9 @@ class Foresight:
         if here != self._looked_from:  # another network, perhaps another NAT
             self._steps.clear()
             self._looked_at, self._looked_from = float("-inf"), here
-        if self._steps:
-            samples = 1
-        elif loop.time() - self._looked_at >= AGAIN:
-            samples = SAMPLES
-        else:
+        if loop.time() - self._looked_at < (FRESH if self._steps else AGAIN):
             return
+        samples = 1 if self._steps else SAMPLES
         self._looked_at = loop.time()
         self._looking = loop.create_task(self._see(*self._relay, samples), name="looking at our NAT's ports")
 
@@ -207,9 +205,10 @@ class Foresight:
                 if not sights:
                     continue
                 newest = max(sights, key=lambda sight: sight.seen[1])
+                before = self._last.get(transport)
                 if samples > 1:
                     self._steps[transport] = step_of(sights)
-                elif not 0 < newest.seen[1] - self._last[transport].seen[1] <= FAR:
+                elif before is None or not 0 < newest.seen[1] - before.seen[1] <= FAR:
                     self._steps[transport] = 0
                 self._last[transport] = newest
         if not any(self._steps.values()):
