@@ -419,6 +419,19 @@ class TestEnds:
                 await a.quic.dial(b.addr, expected_peer=b.peer_id)
 
     @aio
+    async def test_a_dial_from_a_port_of_its_own_ends_with_the_transport(self) -> None:
+        silent = udp_socket(ipaddress.ip_address("127.0.0.1"), 0)
+        try:
+            addr = Multiaddr(f"/ip4/127.0.0.1/udp/{silent.getsockname()[1]}/quic-v1")
+            async with QuicNode() as a:
+                dialling = asyncio.ensure_future(a.quic.dial(addr, expected_peer=None, reuse=False))
+                await asyncio.sleep(0.05)
+            with pytest.raises(NetworkError):
+                await dialling
+        finally:
+            silent.close()
+
+    @aio
     async def test_nobody_answers(self) -> None:
         quick = Config(timeouts=replace(Timeouts(), dial=0.2))
         async with QuicNode(quick) as a, QuicNode(listen=None) as b:

@@ -402,7 +402,7 @@ class QuicTransport:
         except BaseException as error:
             session.abort("the dial was given up")
             if not reuse:
-                self._drop(socket)
+                self._drop_now(socket)
             if isinstance(error, FlareError) or not isinstance(error, OSError):
                 raise
             raise _network_error(str(addr), error) from error
