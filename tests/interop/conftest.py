@@ -100,7 +100,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write the table where FLARE_INTEROP_TABLE says."""
+    """Write the table where FLARE_INTEROP_TABLE says, if all that belongs into it was to run."""
+    config = session.config
     path = os.environ.get("FLARE_INTEROP_TABLE")
-    if path and _table.verdicts and not hasattr(session.config, "workerinput"):
+    partial = config.option.keyword or getattr(config.option, "lf", False)
+    if path and _table.verdicts and not partial and not hasattr(config, "workerinput"):
         _table.write(Path(path))
