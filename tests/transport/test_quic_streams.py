@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from flare._core.quic import available
 from flare.config import KIB
 from flare.transport.quic_aioquic import _Quic
 from tests.support.quic_engines import EnginePair
@@ -20,6 +21,7 @@ def pair() -> EnginePair:
     return made
 
 
+@pytest.mark.skipif(not available(), reason="libcrypto is not within reach")
 def test_an_idle_stream_costs_a_packet_nothing(pair: EnginePair, monkeypatch: pytest.MonkeyPatch) -> None:
     """aioquic asks every open stream for each packet whether it has a window to tell."""
     streams = [pair.client.open_stream() for _ in range(STREAMS)]
