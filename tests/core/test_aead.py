@@ -76,6 +76,26 @@ class TestAgainstCryptography:
             assert sealed == oracle(kind, key).encrypt(noise_nonce(kind, counter), plaintext, None)
             assert receiver.open(sealed) == plaintext
 
+    @given(pieces=st.lists(st.binary(max_size=200), max_size=8), counter=st.integers(0, 2**64 - 3))
+    def test_pieces_are_one_record(self, kind: int, pieces: list[bytes], counter: int) -> None:
+        key = bytes(range(KINDS[kind]))
+        sender = aead.Aead(key, kind, nonce=counter)
+        if aead.backend() == "cryptography":  # where only C can encrypt in pieces
+            with pytest.raises(UsageError):
+                sender.seal_pieces(pieces)
+            return
+        nonce, following = noise_nonce(kind, counter), noise_nonce(kind, counter + 1)
+        assert sender.seal_pieces(pieces) == oracle(kind, key).encrypt(nonce, b"".join(pieces), None)
+        assert sender.nonce == counter + 1
+        assert sender.seal(b"next") == oracle(kind, key).encrypt(following, b"next", None)
+
+    def test_pieces_end_with_the_counter(self, kind: int) -> None:
+        sender = aead.Aead(bytes(KINDS[kind]), kind, nonce=LAST_NONCE)
+        if aead.backend() != "cryptography":
+            sender.seal_pieces([b"last"])
+            with pytest.raises(ResourceLimit):
+                sender.seal_pieces([b"one past"])
+
     def test_counter_nonces_rfc_8446_5_3(self, kind: int) -> None:
         key, iv = os.urandom(KINDS[kind]), os.urandom(12)
         start = 0x0102030405060700

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from flare._core.engine import Engine
 from flare._core.link import WRITABLE, PlainRecords
+from flare.errors import ResourceLimit
 from tests.support.mux import (
     DATA,
     FIN,
@@ -181,3 +185,39 @@ class TestTurns:
         assert control.write(b"urgent") == 6
         run_until(lambda: far.readable == 6, engine)
         assert queued <= 256 * 1024 + 2048
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 1),
+            st.sampled_from((1, 1024, 3071, 3072, 3073, 16_384, 65_507, 65_508, 100_000)),
+            st.sampled_from(("", "ping", "pass", "read")),
+        ),
+        max_size=14,
+    ),
+    st.sampled_from((0, 8192)),
+)
+def test_large_and_small_frames_share_records(writes: list[tuple[int, int, str]], sndbuf: int) -> None:
+    """Large ones are encrypted where they go, small ones joined first: in whatever order, all arrives."""
+    engine = new_engine()
+    pair = Pair(engine, sndbuf=sndbuf)
+    streams = [pair.open(b"0"), pair.open(b"1")]
+    sent, got = [b"", b""], [b"", b""]
+    for number, (which, size, then) in enumerate(writes):
+        data = bytes([number]) * size
+        sent[which] += data[: streams[which][0].write(data)]
+        if then == "ping":
+            with contextlib.suppress(ResourceLimit):
+                pair.a.ping(lambda rtt: None)
+        elif then:
+            run(engine, passes=1)
+        if then == "read":
+            got[which] += drain(streams[which][1])
+    for _ in range(200):
+        run(engine, passes=1)
+        got = [before + drain(far) for before, (_, far) in zip(got, streams, strict=True)]
+    assert got == sent
+    assert not pair.b.closed
+    engine.close()

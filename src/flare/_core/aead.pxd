@@ -43,6 +43,13 @@ cdef int aead_open(aead* a, uint8_t* buf, size_t n) noexcept nogil
 # The same with additional data that is authenticated and not sent.
 cdef int aead_seal_ad(aead* a, const uint8_t* ad, size_t ad_n, uint8_t* buf, size_t n) noexcept nogil
 cdef int aead_open_ad(aead* a, const uint8_t* ad, size_t ad_n, uint8_t* buf, size_t n) noexcept nogil
+# The same as aead_seal in pieces, from anywhere to anywhere else, which saves a copy: aead_piece between
+# aead_begin and aead_end, which writes the tag. Only where aead_is_native; nothing else may be done with `a`
+# in between. What was begun and is not ended costs its counter: aead_drop.
+cdef int aead_begin(aead* a) noexcept nogil
+cdef int aead_piece(aead* a, uint8_t* out, const uint8_t* data, size_t n) noexcept nogil
+cdef int aead_end(aead* a, uint8_t* tag) noexcept nogil
+cdef void aead_drop(aead* a) noexcept nogil
 # Gives the cipher context back and keeps key and counter: for an idle connection. The next record makes a new
 # one.
 cdef void aead_park(aead* a) noexcept nogil

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Final
 
 from typing_extensions import Buffer
@@ -26,6 +27,8 @@ class Aead:
         """Whether no cipher context is held."""
     def park(self) -> None:
         """Give the cipher context back and keep key and counter; the next record makes a new one."""
+    def seal_pieces(self, pieces: Sequence[bytes]) -> bytes:
+        """As `seal`, with the plaintext in pieces. Raises UsageError where the GIL would be taken."""
     def seal(self, data: Buffer, ad: Buffer = b"") -> bytes:
         """Ciphertext and tag. Raises ResourceLimit when the counter is exhausted."""
     def open(self, data: Buffer, ad: Buffer = b"") -> bytes:

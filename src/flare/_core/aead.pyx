@@ -228,6 +228,41 @@ cdef int evp_open(aead* a, const uint8_t* ad, size_t ad_n, uint8_t* buf, size_t 
     return AEAD_OK if evp.final(a.ctx, nothing, &done) == 1 else AEAD_BAD_TAG
 
 
+# libcrypto, in pieces
+
+cdef int aead_begin(aead* a) noexcept nogil:
+    cdef int error = begin(a, AEAD_SEALS, 0, 0)
+    if error == AEAD_OK:
+        error = evp_begin(a, 1) if native else AEAD_MISUSE
+    return error
+
+
+cdef int aead_piece(aead* a, uint8_t* out, const uint8_t* data, size_t n) noexcept nogil:
+    cdef int done = 0
+    if n > MAX_RECORD or a.ctx == NULL:
+        return AEAD_MISUSE
+    return AEAD_OK if n == 0 or evp.update(a.ctx, out, &done, data, <int>n) == 1 else AEAD_BACKEND
+
+
+cdef int aead_end(aead* a, uint8_t* tag) noexcept nogil:
+    cdef int done = 0
+    if a.ctx == NULL:
+        return AEAD_MISUSE
+    if (
+        evp.final(a.ctx, tag, &done) != 1
+        or evp.ctrl(a.ctx, EVP_CTRL_AEAD_GET_TAG, AEAD_TAG, tag) != 1
+    ):
+        aead_park(a)
+        return AEAD_BACKEND
+    a.nonce += 1
+    return AEAD_OK
+
+
+cdef void aead_drop(aead* a) noexcept nogil:
+    if a.nonce != UINT64_MAX:
+        a.nonce += 1
+
+
 # cryptography, with the GIL
 
 cdef object make_cipher(const aead* a):
@@ -397,6 +432,20 @@ cdef class Aead:
 
     def park(self):
         aead_park(&self.state)
+
+    def seal_pieces(self, pieces):
+        cdef bytearray made = bytearray(sum(map(len, pieces)) + AEAD_TAG)
+        cdef uint8_t[::1] out = made
+        cdef const uint8_t[::1] piece
+        cdef size_t at = 0
+        check(aead_begin(&self.state))
+        for data in pieces:
+            if data:
+                piece = data
+                check(aead_piece(&self.state, &out[at], &piece[0], piece.shape[0]))
+                at += piece.shape[0]
+        check(aead_end(&self.state, &out[at]))
+        return bytes(made)
 
     def seal(self, data, ad=b""):
         record = bytearray(data)

@@ -507,6 +507,7 @@ cdef void link_die(link* ln, int end, int error) noexcept nogil:
 
 cdef void park(link* ln) noexcept nogil:
     """An idle link keeps keys, and no ciphers or tables."""
+    out_finish(&ln.mux.out)
     aead_park(&ln.key)
     aead_park(&ln.mux.out.key)
     mux_park(&ln.mux)

@@ -1,5 +1,5 @@
 # Records: what a link's bytes are wrapped in. Frames are appended to an open record in the output buffer,
-# which is sealed in place when it is full or when the link flushes.
+# which is sealed in place when it is full or when the link flushes; or encrypted on their way there.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -30,6 +30,7 @@ cdef struct outbox:
     size_t frame
     uint32_t frame_stream
     uint8_t kind
+    uint8_t in_pieces  # the open record is encrypted as it grows, by out_append
     int error  # a record_error that sticks: the link is over
     uint64_t sealed  # records
     aead key
@@ -64,6 +65,13 @@ cdef size_t out_room(const outbox* o) noexcept nogil
 # n bytes in one record, to be filled by the caller; NULL: no memory, and o.error is set. n <=
 # out_room of a new record.
 cdef uint8_t* out_take(core* c, outbox* o, size_t n) noexcept nogil
+# Whether records may be encrypted as they grow: then bulk is copied and encrypted in one.
+cdef bint out_appends(const outbox* o) noexcept nogil
+# head and data, encrypted, in one record that grows so or is new; -1: o.error is set. Both together <=
+# out_room of that record.
+cdef int out_append(
+    core* c, outbox* o, const uint8_t* head, size_t head_n, const uint8_t* data, size_t n
+) noexcept nogil
 # Seals the open record.
 cdef void out_finish(outbox* o) noexcept nogil
 # The key update that the peer asked for, if it did; True: there is something to send.

@@ -8,10 +8,15 @@ from flare._core.aead cimport (
     AEAD_CHACHA20_POLY1305,
     AEAD_EXHAUSTED,
     AEAD_OK,
+    aead_begin,
+    aead_drop,
+    aead_end,
     aead_free,
     aead_init,
+    aead_is_native,
     aead_open,
     aead_park,
+    aead_piece,
     aead_seal,
 )
 from flare._core.core cimport SPARE_SIZE, SPARES
@@ -359,7 +364,7 @@ cdef int grow(core* c, outbox* o, size_t n) noexcept nogil:
 
 cdef uint8_t* out_take(core* c, outbox* o, size_t n) noexcept nogil:
     cdef uint8_t* place
-    if out_room(o) < n:
+    if o.in_pieces or out_room(o) < n:
         out_finish(o)
     if o.cap - o.end < n + SLACK and grow(c, o, n + SLACK) < 0:
         return NULL
@@ -370,6 +375,31 @@ cdef uint8_t* out_take(core* c, outbox* o, size_t n) noexcept nogil:
     o.end += n
     o.frame = NOWHERE
     return place
+
+
+cdef bint out_appends(const outbox* o) noexcept nogil:
+    return o.kind == RECORD_NOISE and aead_is_native()
+
+
+cdef int out_append(
+    core* c, outbox* o, const uint8_t* head, size_t head_n, const uint8_t* data, size_t n
+) noexcept nogil:
+    if o.record != NOWHERE and not o.in_pieces:
+        out_finish(o)
+    if o.cap - o.end < head_n + n + SLACK and grow(c, o, head_n + n + SLACK) < 0:
+        return -1
+    if o.record == NOWHERE:
+        o.record = o.end
+        o.end += NOISE_HEADER
+        o.in_pieces = 1
+        note(o, aead_begin(&o.key))
+    if not o.error:
+        note(o, aead_piece(&o.key, o.data + o.end, head, head_n))
+    if not o.error:
+        note(o, aead_piece(&o.key, o.data + o.end + head_n, data, n))
+    o.end += head_n + n
+    o.frame = NOWHERE
+    return -1 if o.error else 0
 
 
 cdef void out_finish(outbox* o) noexcept nogil:
@@ -388,7 +418,11 @@ cdef void out_finish(outbox* o) noexcept nogil:
     elif o.kind == RECORD_NOISE:
         record[0] = <uint8_t>((n + NOISE_TAG) >> 8)
         record[1] = <uint8_t>(n + NOISE_TAG)
-        note(o, aead_seal(&o.key, record + NOISE_HEADER, n))
+        if not o.in_pieces:
+            note(o, aead_seal(&o.key, record + NOISE_HEADER, n))
+        elif not o.error:
+            note(o, aead_end(&o.key, o.data + o.end))
+        o.in_pieces = 0
         o.end += NOISE_TAG
     o.sealed += 1
     o.record = NOWHERE
@@ -458,6 +492,9 @@ cdef void out_trim(core* c, outbox* o) noexcept nogil:
 
 
 cdef void out_free(core* c, outbox* o) noexcept nogil:
+    if o.in_pieces:
+        aead_drop(&o.key)  # what was encrypted under its counter is nowhere, and nothing else may be
+        o.in_pieces = 0
     if o.data != NULL:
         drop_buffer(c, o)
     o.start = o.end = 0
