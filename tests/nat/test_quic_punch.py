@@ -416,7 +416,7 @@ class TestSearch:
             )
             start = time.monotonic()
             with pytest.raises(PunchFailed):
-                await QuicPunch(b.quic, limits=self.LIMITS, timeouts=SHORT)(
+                await QuicPunch(b.quic, limits=self.LIMITS, timeouts=replace(SHORT, punch=2.0))(
                     a.peer_id,
                     [self.NOWHERE],
                     time.monotonic_ns(),
@@ -424,5 +424,5 @@ class TestSearch:
                     rtt_ns=50 * MS,
                     search=Search(Part.PROBES, ("127.0.0.1", 9)),
                 )
-            assert len(sent) == self.LIMITS.probes
+            assert 0 < len(sent) <= self.LIMITS.probes
             assert min(sent) - start >= quic_punch.SEARCH_AFTER + 0.05
