@@ -266,7 +266,7 @@ def verdict_json(verdict: AddressVerdict) -> dict[str, Any]:
 
 
 def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1000, 1)
+    return None if seconds is None else round(seconds * 1000, 3)
 
 
 def _public(ip: str) -> bool:
