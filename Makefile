@@ -15,7 +15,7 @@ help:
 	@echo "make lab           the NAT matrix, both makes of NAT (root, nftables)"
 	@echo "make abuse         attacks on a relay beside an honest circuit, and what it keeps (root)"
 	@echo "make interop       against go-, rust-, js- and py-libp2p (Go, Rust, Node; root for hole punching)"
-	@echo "make bench         what a relay costs, beside go-, rust-, js- and py-libp2p and a C loop (25 minutes)"
+	@echo "make bench         what a relay costs, beside go-, rust-, js- and py-libp2p and a C loop (17 minutes)"
 	@echo "make bench-quic    QUIC beside go's and rust's"
 	@echo "make bench-quick   a few minutes of that; make bench-micro: the parts, and how late a punch is"
 	@echo "make lint          ruff, cython-lint, mypy --strict"
