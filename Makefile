@@ -65,7 +65,7 @@ lab: .stamps/test
 	@command -v nft >/dev/null || { echo "make lab compares with the kernel's NAT and needs nft (Debian: apt install nftables)"; exit 1; }
 	@PATH="$$PATH:/usr/sbin" command -v miniupnpd >/dev/null || { echo "make lab maps ports on a real router's daemon and needs miniupnpd (Debian: apt install miniupnpd-nftables)"; exit 1; }
 	@test "$$(id -u)" = 0 || { echo "make lab makes network namespaces and needs root"; exit 1; }
-	$(PY) -m pytest -q -m "lab and not interop" --timeout 900 $(ARGS)
+	$(PY) -m pytest -q -m "lab and not interop" --timeout 900 -p no:benchmark -n 3 --dist worksteal $(ARGS)
 	@echo "each meeting of the matrices is a line of .stamps/lab-tcp.log, -quic and -any"
 	$(PY) -m flare lab matrix --log .stamps/lab-tcp.log --nat both --expect --jobs 3
 	$(PY) -m flare lab reach --nat both --expect --jobs 3
